@@ -32,7 +32,8 @@ PermissionLevel = Literal["admin", "write", "read", "none"]
 
 
 class _Fact(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Inputs are hidden in errors because some of them are tokens.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class GitHubAccount(_Fact):
@@ -176,8 +177,8 @@ class GitHubSettings(_Fact):
     seconds_between_requests: float | None = None
     seconds_between_writes: float | None = 1.0
     """GitHub asks for one second between writes; None for none."""
-    timeout: float = Field(default=15.0, gt=0)
-    """Seconds that one call may wait for its connection or its answer."""
+    timeout: int = Field(default=15, gt=0)
+    """Seconds that one call may take once its turn has come, its repeats included."""
 
 
 class GitHub(Protocol):

@@ -1,0 +1,1 @@
+"""GitHub: the port, the PyGithub adapter, webhook signatures."""
