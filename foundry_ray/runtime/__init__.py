@@ -1,0 +1,1 @@
+"""Floor 2: durable actors, without Ray and without a domain."""

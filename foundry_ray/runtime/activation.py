@@ -1,0 +1,636 @@
+"""One live activation of an entity: takes turns, works on steps, and ends when idle.
+
+It is a cache that may commit only while it holds the current epoch. Whatever
+happens to it, the rows say what is still to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from psycopg.types.json import Jsonb
+from pydantic import SecretStr
+
+from foundry_ray.core import keys
+from foundry_ray.core.clock import Clock
+from foundry_ray.core.errors import FoundryError, Internal, NotFound, Timeout, Unavailable
+from foundry_ray.core.logging import get_logger
+from foundry_ray.core.messages import (
+    ChildFailed,
+    Failure,
+    IssueReported,
+    IssueResolved,
+    Message,
+    decode,
+)
+from foundry_ray.core.secrets import Sealer
+from foundry_ray.runtime import commit, host, mailbox
+from foundry_ray.runtime.actor import Actor
+from foundry_ray.runtime.commit import AlreadyApplied, Fenced
+from foundry_ray.runtime.mailbox import PATIENCE, Letter
+from foundry_ray.runtime.ports import Waker
+from foundry_ray.runtime.turn import Turn, problem
+from foundry_ray.runtime.workflow import Run, Step, Workflow
+from foundry_ray.store.engine import CommitConflict, Database, StoreUnavailable, Transaction
+
+log = get_logger("runtime")
+
+# A store that is away is asked again this often; turns wait meanwhile, nothing is lost.
+STORE_PATIENCE = timedelta(seconds=0.5)
+
+
+class Passivated(Unavailable):
+    """The activation ended; ring again to start a new one."""
+
+    code = "passivated"
+
+
+@dataclass
+class Kernel:
+    """What every activation of a process shares.
+
+    Attributes:
+        tools: Per actor type, what its steps work with (adapters).
+        hint: Called after a commit with feed rows; wakes the streams.
+        point: Called at named points (durability tests crash there).
+    """
+
+    database: Database
+    clock: Clock
+    sealer: Sealer
+    waker: Waker
+    tools: dict[str, Any]
+    actors: dict[str, type[Actor[Any]]]
+    idle_factor: float = 1.0
+    hint: Callable[[], None] = lambda: None
+    point: Callable[[str], None] = lambda _name: None
+
+
+@dataclass
+class _Outcome:
+    """What a step came to."""
+
+    letter: Letter
+    run: Run
+    result: Any = None
+    error: FoundryError | None = None
+
+
+@dataclass
+class _Handed:
+    """A message handed over directly, and who waits for its answer."""
+
+    message: Message
+    future: asyncio.Future[Any] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+@dataclass
+class _Context:
+    """What a step may use besides its adapters."""
+
+    kernel: Kernel
+    key: str
+    run_id: str
+    attempt: int
+
+    async def secret(self, secret_id: str) -> SecretStr:
+        async with self.kernel.database.transaction() as transaction:
+            row = await transaction.one(
+                "SELECT sealed FROM rt_secret WHERE id = %s"
+                " AND (expires_at IS NULL OR expires_at > %s)",
+                (secret_id, self.kernel.clock.now()),
+            )
+        if row is None:
+            raise NotFound("A secret is gone or has expired.", secret_id=secret_id)
+        return self.kernel.sealer.open(row["sealed"], secret_id)
+
+    def seal(self, secret: SecretStr | str, secret_id: str) -> str:
+        return self.kernel.sealer.seal(secret, secret_id)
+
+    async def hand(self, key: str, message: Message) -> Any:
+        return await self.kernel.waker.hand(key, message)
+
+
+class Activation:
+    """The live part of one entity; run :meth:`run` as a task of its own."""
+
+    def __init__(self, kernel: Kernel, key: str) -> None:
+        self.key = key
+        self.kernel = kernel
+        self.actor_class = kernel.actors[keys.kind_of(key)]
+        self.workflows: dict[str, Workflow[Any]] = {
+            workflow.kind: workflow() for workflow in self.actor_class.workflows
+        }
+        self.actor: Actor[Any] | None = None
+        self.epoch = 0
+        self.ended = asyncio.Event()
+        self.moved_at = kernel.clock.now()
+        self._runs: dict[str, Run] = {}
+        self._held: dict[str, datetime] = {}
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._outcomes: deque[_Outcome] = deque()
+        self._handed: deque[_Handed] = deque()
+        self._waiters: dict[str, asyncio.Event] = {}
+        self._wake = asyncio.Event()
+        self._draining = False
+
+    # -- doors -----------------------------------------------------------------------
+
+    def ring(self) -> None:
+        """Look into the mailbox soon."""
+        self._wake.set()
+
+    async def answered(self, command_id: str) -> None:
+        """Return when the reply of *command_id* is committed; Passivated if this ends before."""
+        event = self._waiters.setdefault(command_id, asyncio.Event())
+        self.ring()
+        try:
+            if await self._has_reply(command_id):
+                return
+            ended = asyncio.ensure_future(self.ended.wait())
+            replied = asyncio.ensure_future(event.wait())
+            try:
+                await asyncio.wait((ended, replied), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                replied.cancel()
+            if not event.is_set():
+                raise Passivated(key=self.key)
+        finally:
+            self._waiters.pop(command_id, None)
+
+    async def hand(self, message: Message) -> Any:
+        """Handle *message* in a turn of its own and return the answer."""
+        if self.ended.is_set():
+            raise Passivated(key=self.key)
+        handed = _Handed(message)
+        self._handed.append(handed)
+        self.ring()
+        return await handed.future
+
+    def drain(self) -> None:
+        """Finish the turn, release, end."""
+        self._draining = True
+        self.ring()
+
+    async def _has_reply(self, command_id: str) -> bool:
+        async with self.kernel.database.transaction() as transaction:
+            row = await transaction.one(
+                "SELECT replied_at FROM rt_inbox_seen WHERE command_id = %s", (command_id,)
+            )
+        return row is not None and row["replied_at"] is not None
+
+    # -- life ------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Activate, take turns until idle, fenced or drained, then release."""
+        try:
+            with structlog.contextvars.bound_contextvars(actor_key=self.key):
+                await self._live()
+        finally:
+            self._end()
+
+    async def _live(self) -> None:
+        while True:
+            try:
+                if self.actor is None:
+                    await self._activate()
+                    self.kernel.point("activated")
+                if await self._once():
+                    return
+            except Fenced:
+                log.info("activation_fenced", epoch=self.epoch)
+                return
+            except CommitConflict as conflict:
+                log.info("turn_repeated", reason=conflict.context.get("reason"))
+                await self._reload()
+            except StoreUnavailable as trouble:
+                # The outcome of the last commit is unknown: begin again from the rows.
+                log.warning("store_away", reason=trouble.context.get("reason"))
+                self.actor = None
+                await self._nap(STORE_PATIENCE)
+
+    async def _activate(self) -> None:
+        now = self.kernel.clock.now()
+        self._stop_steps()
+        async with self.kernel.database.transaction() as transaction:
+            before = await transaction.one(
+                "SELECT host FROM rt_entity WHERE key = %s FOR UPDATE", (self.key,)
+            )
+            row = await transaction.one(
+                "INSERT INTO rt_entity (key, kind, parent_key, root, epoch, revision, host,"
+                " activated_at, created_at) VALUES (%(key)s, %(kind)s, %(parent)s, %(root)s, 1, 0,"
+                " %(host)s, %(now)s, %(now)s) ON CONFLICT (key) DO UPDATE SET"
+                " epoch = rt_entity.epoch + 1, host = excluded.host, activated_at = %(now)s"
+                " RETURNING epoch",
+                {
+                    "key": self.key,
+                    "kind": self.actor_class.actor_type,
+                    "parent": keys.parent_of(self.key),
+                    "root": keys.root_of(self.key),
+                    "host": Jsonb(host.here().as_json()),
+                    "now": now,
+                },
+            )
+            assert row is not None
+            if before is not None and before["host"] is not None:
+                await self._suspect(transaction)
+        self.epoch = row["epoch"]
+        gone = before is None or host.proven_gone(before["host"])
+        await self._load(gone)
+        log.info("activated", epoch=self.epoch)
+
+    async def _suspect(self, transaction: Transaction) -> None:
+        """Count an attempt for the message that was first in line when the last process died."""
+        await transaction.execute(
+            "UPDATE rt_mailbox SET attempts = attempts + 1 WHERE id = (SELECT id FROM rt_mailbox"
+            " WHERE target = %s AND parked_at IS NULL AND run_id IS NULL AND due_at <= %s"
+            " ORDER BY lane, id LIMIT 1) AND attempts < %s",
+            (self.key, self.kernel.clock.now(), PATIENCE.max_attempts - 1),
+        )
+
+    async def _load(self, predecessor_gone: bool) -> None:
+        async with self.kernel.database.transaction() as transaction:
+            state = await self.actor_class.load(transaction, self.key)
+            rows = await transaction.fetch(
+                "SELECT id, kind, input, step, step_input, state, attempt, reported, claimed_epoch,"
+                " deadline"
+                " FROM rt_run WHERE entity_key = %s",
+                (self.key,),
+            )
+        self._runs = {}
+        self._held = {}
+        for row in rows:
+            workflow = self.workflows[row["kind"]]
+            self._runs[row["id"]] = Run(
+                id=row["id"],
+                kind=row["kind"],
+                input=workflow.input_type.model_validate(row["input"]),
+                step=row["step"],
+                attempt=row["attempt"],
+                reported=row["reported"],
+                step_input=row["step_input"],
+                parked=row["state"] == "parked",
+            )
+            claimed = row["claimed_epoch"]
+            if claimed is not None and claimed != self.epoch and not predecessor_gone:
+                self._held[row["id"]] = row["deadline"]
+        self.actor = self.actor_class(self.key, state)
+
+    async def _reload(self) -> None:
+        """Forget what a failed turn may have changed; the epoch and running steps stay."""
+        held = self._held
+        await self._load(predecessor_gone=True)
+        self._held = held
+
+    async def _once(self) -> bool:
+        """Do one thing; return True when the activation is over."""
+        self._wake.clear()
+        if self._outcomes:
+            await self._finish_step(self._outcomes[0])
+            self._outcomes.popleft()
+            return False
+        if self._handed:
+            await self._take(self._handed.popleft())
+            return False
+        if self._draining and not self._working:
+            return await self._release()
+        now = self.kernel.clock.now()
+        async with self.kernel.database.transaction() as transaction:
+            letters = await mailbox.pending(transaction, self.key)
+        choice = mailbox.choose(letters, now, self._working.keys(), self._held)
+        if not self._draining:
+            for letter in choice.steps:
+                await self._begin_step(letter)
+            if choice.message is not None:
+                await self._handle(choice.message)
+                return False
+        idle = self.actor_class.idle_after
+        patience = idle * self.kernel.idle_factor if idle is not None else timedelta(hours=1)
+        until = choice.look_again
+        wait = patience if until is None else min(patience, max(until - now, timedelta(0)))
+        if await self._nap(wait) or self._working or idle is None:
+            return False
+        if until is not None and until - now <= patience:
+            return False
+        return await self._release()
+
+    async def _nap(self, wait: timedelta) -> bool:
+        """Wait for a ring; return whether one came."""
+        try:
+            async with asyncio.timeout(wait.total_seconds()):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _release(self) -> bool:
+        """Passivate if nothing is due; one statement, so that no mail is overlooked."""
+        now = self.kernel.clock.now()
+        async with self.kernel.database.transaction() as transaction:
+            touched = await transaction.execute(
+                "UPDATE rt_entity SET host = NULL WHERE key = %(key)s AND epoch = %(epoch)s"
+                " AND (%(draining)s OR NOT EXISTS (SELECT 1 FROM rt_mailbox WHERE target = %(key)s"
+                " AND parked_at IS NULL AND due_at <= %(now)s))",
+                {"key": self.key, "epoch": self.epoch, "draining": self._draining, "now": now},
+            )
+        if touched == 1 and not self._handed and not self._outcomes:
+            log.info("passivated", epoch=self.epoch)
+            return True
+        return False
+
+    def _end(self) -> None:
+        self.ended.set()
+        self._stop_steps()
+        for handed in self._handed:
+            if not handed.future.done():
+                handed.future.set_exception(Passivated(key=self.key))
+        self._handed.clear()
+
+    def _stop_steps(self) -> None:
+        for task in self._working.values():
+            task.cancel()
+        self._working.clear()
+        self._outcomes.clear()
+
+    # -- turns -----------------------------------------------------------------------
+
+    def _turn(self, **told: Any) -> Turn:
+        assert self.actor is not None
+        return Turn(
+            self.key,
+            self.kernel.clock.now(),
+            workflows=self.workflows,
+            state=self.actor.state,
+            runs=self._runs,
+            **told,
+        )
+
+    async def _handle(self, letter: Letter) -> None:
+        assert self.actor is not None
+        turn = self._turn(sender=letter.sender, command_id=letter.reply_to)
+        refusal: FoundryError | None = None
+        try:
+            message = decode(letter.kind, letter.body)
+            answer = self.actor.receive(message, turn)
+            if not turn.replied and not turn.deferred:
+                turn.reply(answer)
+        except FoundryError as error:
+            if letter.reply_to is None or error.retryable:
+                await self._failed(letter, error)
+                return
+            refusal = error
+        except Exception as trouble:  # a bug of ours: the message is tried again, then parked
+            log.exception("turn_failed", message_kind=letter.kind, letter=letter.id)
+            await self._failed(letter, Internal(f"{type(trouble).__name__} in {letter.kind}."))
+            return
+        if refusal is not None:
+            await self._reload()
+            turn = self._turn(sender=letter.sender, command_id=letter.reply_to)
+            turn.refuse(refusal)
+        await self._commit(turn, letter)
+
+    async def _take(self, handed: _Handed) -> None:
+        assert self.actor is not None
+        turn = self._turn()
+        try:
+            answer = self.actor.receive(handed.message, turn)
+            await self._commit(turn, None)
+        except FoundryError as error:
+            if not handed.future.done():
+                handed.future.set_exception(error)
+            if isinstance(error, Fenced | StoreUnavailable):
+                raise
+            await self._reload()
+            return
+        except Exception as trouble:  # a bug of ours: who handed it over hears of it
+            log.exception("handed_failed", message_kind=handed.message.kind)
+            if not handed.future.done():
+                handed.future.set_exception(Internal(type(trouble).__name__))
+            await self._reload()
+            return
+        if not handed.future.done():
+            handed.future.set_result(answer)
+
+    async def _commit(self, turn: Turn, letter: Letter | None) -> None:
+        self.kernel.point("before_begin")
+        try:
+            async with self.kernel.database.transaction() as transaction:
+                await commit.fence(transaction, self.key, self.epoch)
+                self.kernel.point("turn_open")
+                if letter is not None:
+                    await commit.consume(transaction, letter.id)
+                await commit.write(transaction, self.key, turn.effects, turn.now)
+                self.kernel.point("before_commit")
+        except AlreadyApplied:
+            log.info("already_applied", letter=letter.id if letter else None)
+            await self._reload()
+            return
+        self.kernel.point("after_commit")
+        self._after(turn)
+
+    def _after(self, turn: Turn) -> None:
+        """Ring the doorbells and let replies leave; only now, after COMMIT."""
+        self.moved_at = self.kernel.clock.now()
+        effects = turn.effects
+        for run_id in effects.cancelled:
+            task = self._working.pop(run_id, None)
+            if task is not None:
+                task.cancel()
+        for reply in effects.replies:
+            if event := self._waiters.get(reply.command_id):
+                event.set()
+        for target in dict.fromkeys(mail.target for mail in effects.mail):
+            if target != self.key:
+                self.kernel.waker.ring(target)
+        if effects.feed:
+            self.kernel.hint()
+
+    async def _failed(self, letter: Letter, error: FoundryError) -> None:
+        """Count a failed attempt: try later, or park, report and tell the parent (S28)."""
+        await self._reload()
+        attempt = letter.attempts + 1
+        now = self.kernel.clock.now()
+        parking = attempt >= PATIENCE.max_attempts
+        turn = self._turn(sender=letter.sender, command_id=letter.reply_to)
+        failure = Failure(
+            fingerprint=f"{letter.kind}:{error.code}",
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            entity=self.key,
+            workflow=letter.kind,
+            attempt=attempt,
+            will_retry=not parking,
+        )
+        if parking:
+            self._report(turn, failure, to_parent=True)
+            turn.refuse(error)
+        async with self.kernel.database.transaction() as transaction:
+            await commit.fence(transaction, self.key, self.epoch)
+            if parking:
+                await mailbox.park(transaction, letter.id, now, problem(error))
+                await commit.write(transaction, self.key, turn.effects, now)
+            else:
+                due = now + PATIENCE.delay(attempt)
+                await mailbox.delay(transaction, letter.id, due, problem(error))
+        log.warning("turn_undone", message_kind=letter.kind, attempt=attempt, parked=parking)
+        self._after(turn)
+
+    def _report(self, turn: Turn, failure: Failure, *, to_parent: bool) -> None:
+        turn.tell(keys.root_of(self.key), IssueReported(failure=failure))
+        parent = keys.parent_of(self.key)
+        if to_parent and parent is not None:
+            turn.tell(parent, ChildFailed(child=self.key, failure=failure))
+
+    # -- steps -----------------------------------------------------------------------
+
+    async def _begin_step(self, letter: Letter) -> None:
+        """Claim the step (a fenced commit), then work on it beside the turns."""
+        run_id = letter.run_id or ""
+        run = self._runs.get(run_id)
+        if run is None:
+            async with self.kernel.database.transaction() as transaction:
+                await commit.fence(transaction, self.key, self.epoch)
+                await mailbox.consume(transaction, letter.id)
+            return
+        step = self.workflows[run.kind].step_named(run.step)
+        now = self.kernel.clock.now()
+        async with self.kernel.database.transaction() as transaction:
+            await commit.fence(transaction, self.key, self.epoch)
+            row = await transaction.one(
+                "UPDATE rt_run SET state = 'claimed', attempt = attempt + 1, claimed_epoch = %s,"
+                " deadline = %s, updated_at = %s WHERE id = %s RETURNING attempt, step_input",
+                (self.epoch, now + step.timeout, now, run_id),
+            )
+        if row is None:
+            return
+        run.attempt = row["attempt"]
+        self._held.pop(run_id, None)
+        self.kernel.point("step_claimed")
+        work = self._work(letter, run, step, row["step_input"])
+        self._working[run_id] = asyncio.create_task(work, name=f"{self.key}:{step.name}")
+
+    async def _work(
+        self, letter: Letter, run: Run, step: Step[Any, Any], raw: dict[str, Any]
+    ) -> None:
+        outcome = _Outcome(letter, run)
+        context = _Context(self.kernel, self.key, run.id, run.attempt)
+        tools = self.kernel.tools.get(self.actor_class.actor_type)
+        with structlog.contextvars.bound_contextvars(step=step.name, run_id=run.id):
+            try:
+                async with asyncio.timeout(step.timeout.total_seconds()):
+                    outcome.result = await step.work(
+                        tools, step.input_type.model_validate(raw), context
+                    )
+            except TimeoutError:
+                outcome.error = Timeout(f"{step.name} took longer than {step.timeout}.")
+            except FoundryError as error:
+                outcome.error = error
+            except Exception as trouble:  # a bug of ours, or an error no adapter classified
+                log.exception("step_failed")
+                outcome.error = Internal(f"{type(trouble).__name__} in {step.name}.")
+        self.kernel.point("step_done")
+        self._outcomes.append(outcome)
+        self.ring()
+
+    async def _finish_step(self, outcome: _Outcome) -> None:
+        """Commit a step's result, or its failure (a fenced commit)."""
+        run, letter = outcome.run, outcome.letter
+        if self._runs.get(run.id) is None:
+            self._working.pop(run.id, None)
+            return
+        run = self._runs[run.id]
+        if outcome.error is None:
+            turn = self._turn()
+            before = self._copy(run)
+            try:
+                turn.advance(run, outcome.result)
+            except Exception as trouble:  # a bug of ours in the order of steps
+                log.exception("workflow_failed", workflow=run.kind)
+                self._runs[run.id] = before
+                outcome.error = Internal(f"{type(trouble).__name__} after {before.step}.")
+                await self._reload()
+                await self._step_failed(outcome)
+                return
+            if before.reported:
+                turn.tell(keys.root_of(self.key), IssueResolved(entity=self.key, workflow=run.kind))
+                run.reported = False
+            await self._commit(turn, letter)
+            self._working.pop(run.id, None)
+            self.ring()
+        else:
+            await self._step_failed(outcome)
+
+    async def _step_failed(self, outcome: _Outcome) -> None:
+        run, letter, error = self._runs[outcome.run.id], outcome.letter, outcome.error
+        assert error is not None
+        run.attempt = outcome.run.attempt
+        workflow = self.workflows[run.kind]
+        step = workflow.step_named(run.step)
+        now = self.kernel.clock.now()
+        again = error.retryable and run.attempt < step.retry.max_attempts
+        turn = self._turn()
+        failure = Failure(
+            fingerprint=f"{run.kind}:{step.name}:{error.code}",
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            entity=self.key,
+            workflow=run.kind,
+            step=step.name,
+            attempt=run.attempt,
+            will_retry=again,
+        )
+        assert self.actor is not None
+        if again:
+            workflow.on_retry(self.actor.state, run, error, turn)
+        else:
+            workflow.on_error(self.actor.state, run, error, turn)
+        run.reported = True
+        run.parked = not again
+        over = run.id not in self._runs  # on_error may end the run instead of parking it
+        self._report(turn, failure, to_parent=not again)
+        async with self.kernel.database.transaction() as transaction:
+            await commit.fence(transaction, self.key, self.epoch)
+            if again:
+                due = now + step.retry.delay(run.attempt)
+                await mailbox.delay(transaction, letter.id, due, problem(error))
+            else:
+                await mailbox.consume(transaction, letter.id)
+            if not over:
+                await transaction.execute(
+                    "UPDATE rt_run SET state = %s, reported = true, error = %s,"
+                    " claimed_epoch = NULL, deadline = NULL, updated_at = %s WHERE id = %s",
+                    ("pending" if again else "parked", Jsonb(problem(error)), now, run.id),
+                )
+            await commit.write(transaction, self.key, turn.effects, now)
+        self._working.pop(run.id, None)
+        log.warning(
+            "step_undone", workflow=run.kind, failed=step.name, attempt=run.attempt,
+            code=error.code, again=again,
+        )  # fmt: skip
+        self._after(turn)
+        self.ring()
+
+    @staticmethod
+    def _copy(run: Run) -> Run:
+        return replace(run)
+
+
+async def end_all(activations: list[tuple[Activation, Awaitable[None]]]) -> None:
+    """Drain activations and wait until each has released its entity."""
+    for activation, _ in activations:
+        activation.drain()
+    for _, running in activations:
+        with contextlib.suppress(asyncio.CancelledError):
+            await running

@@ -1,0 +1,167 @@
+"""The ordered durable mailbox: put, choose, consume, delay, park."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from foundry_ray.core import keys
+from foundry_ray.core.messages import Lane, Message
+from foundry_ray.core.retry import RetryPolicy
+from foundry_ray.store.engine import Transaction
+
+# A message is tried this often, also when it kills its process; then it is parked.
+PATIENCE = RetryPolicy(
+    max_attempts=5, first_delay=timedelta(seconds=0.2), max_delay=timedelta(seconds=10)
+)
+# Pending rows are read in batches of this size; the order among them is kept.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One row of a mailbox."""
+
+    id: int
+    target: str
+    sender: str
+    lane: int
+    kind: str
+    body: dict[str, Any]
+    reply_to: str | None
+    timer: str | None
+    run_id: str | None
+    attempts: int
+    due_at: datetime
+
+
+async def put(
+    transaction: Transaction,
+    target: str,
+    message: Message,
+    *,
+    sender: str,
+    now: datetime,
+    due_at: datetime | None = None,
+    reply_to: str | None = None,
+    timer: str | None = None,
+) -> None:
+    """Insert a message; one with the same timer name is replaced."""
+    keys.kind_of(target)
+    await transaction.execute(
+        "INSERT INTO rt_mailbox (target, root, sender, lane, kind, body, reply_to, timer,"
+        " attempts, due_at, created_at)"
+        " VALUES (%(target)s, %(root)s, %(sender)s, %(lane)s, %(kind)s, %(body)s, %(reply_to)s,"
+        " %(timer)s, 0, %(due_at)s, %(now)s)"
+        " ON CONFLICT (target, timer) WHERE timer IS NOT NULL DO UPDATE SET"
+        " kind = excluded.kind, body = excluded.body, due_at = excluded.due_at, attempts = 0",
+        {
+            "target": target,
+            "root": keys.root_of(target),
+            "sender": sender,
+            "lane": int(message.lane),
+            "kind": message.kind,
+            "body": Jsonb(message.model_dump(mode="json")),
+            "reply_to": reply_to,
+            "timer": timer,
+            "due_at": due_at or now,
+            "now": now,
+        },
+    )
+
+
+async def put_step(
+    transaction: Transaction, entity: str, run_id: str, name: str, now: datetime
+) -> None:
+    """Insert the row that says: this run's step is due."""
+    await transaction.execute(
+        "INSERT INTO rt_mailbox (target, root, sender, lane, kind, body, run_id, attempts,"
+        " due_at, created_at) VALUES (%s, %s, %s, %s, 'rt.step', %s, %s, 0, %s, %s)",
+        (entity, keys.root_of(entity), entity, Lane.STEP, Jsonb({"step": name}), run_id, now, now),
+    )
+
+
+async def pending(transaction: Transaction, target: str) -> list[Letter]:
+    """Return what waits for an entity, in the order in which it may be handled."""
+    rows = await transaction.fetch(
+        "SELECT id, target, sender, lane, kind, body, reply_to, timer, run_id, attempts, due_at"
+        " FROM rt_mailbox WHERE target = %s AND parked_at IS NULL ORDER BY lane, id LIMIT %s",
+        (target, BATCH),
+    )
+    return [Letter(**row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to do now, and when to look again if nothing comes before."""
+
+    message: Letter | None
+    steps: tuple[Letter, ...]
+    look_again: datetime | None
+
+
+def choose(
+    letters: Sequence[Letter], now: datetime, busy: Collection[str], held: dict[str, datetime]
+) -> Choice:
+    """Choose the next message to handle and the steps to begin; pure.
+
+    FIFO per sender: a message that waits for another attempt holds back only later
+    messages of its own sender. A timer (not due, never tried) holds back nobody.
+
+    Args:
+        letters: Pending rows in lane and id order.
+        now: The present instant.
+        busy: Runs whose step is being worked on.
+        held: Runs claimed by an older activation that may still be working, with the
+            instant from which the step may run again.
+    """
+    message: Letter | None = None
+    steps: list[Letter] = []
+    later: list[datetime] = []
+    blocked: set[str] = set()
+    for letter in letters:
+        if letter.run_id is not None:
+            if letter.run_id in busy:
+                continue
+            ready = max(letter.due_at, held.get(letter.run_id, letter.due_at))
+            if ready <= now:
+                steps.append(letter)
+            else:
+                later.append(ready)
+        elif letter.due_at > now:
+            later.append(letter.due_at)
+            if letter.timer is None:
+                blocked.add(letter.sender)
+        elif message is None and letter.sender not in blocked:
+            message = letter
+    return Choice(message, tuple(steps), min(later, default=None))
+
+
+async def consume(transaction: Transaction, letter_id: int) -> bool:
+    """Delete the row; False when it was already consumed."""
+    return await transaction.execute("DELETE FROM rt_mailbox WHERE id = %s", (letter_id,)) == 1
+
+
+async def delay(
+    transaction: Transaction, letter_id: int, due_at: datetime, error: dict[str, Any]
+) -> None:
+    """Count a failed attempt; the row is due again later."""
+    await transaction.execute(
+        "UPDATE rt_mailbox SET attempts = attempts + 1, due_at = %s, error = %s WHERE id = %s",
+        (due_at, Jsonb(error), letter_id),
+    )
+
+
+async def park(
+    transaction: Transaction, letter_id: int, now: datetime, error: dict[str, Any]
+) -> None:
+    """Take the row out of the way until somebody retries or drops it."""
+    await transaction.execute(
+        "UPDATE rt_mailbox SET attempts = attempts + 1, parked_at = %s, error = %s, timer = NULL"
+        " WHERE id = %s",
+        (now, Jsonb(error), letter_id),
+    )

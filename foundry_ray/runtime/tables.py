@@ -1,0 +1,177 @@
+"""The kernel's tables: entities, their mail, their runs, and what people see change."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Index, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import UserDefinedType
+from sqlmodel import Field, SQLModel
+
+from foundry_ray.store.columns import big_identity, instant, json_field
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return the type's name in SQL."""
+        return "xid8"
+
+
+class RtEntity(SQLModel, table=True):
+    """One addressable entity: it exists, whether or not a process runs it.
+
+    Attributes:
+        epoch: Counts activations; a commit with an older one is refused (fencing).
+        revision: Counts commits.
+        host: Where the present activation lives (node, pid, start time); null when passive.
+    """
+
+    __tablename__ = "rt_entity"
+
+    key: str = Field(primary_key=True, sa_type=Text)
+    kind: str = Field(sa_type=Text)
+    parent_key: str | None = Field(sa_type=Text)
+    root: str = Field(sa_type=Text)
+    epoch: int = Field(sa_type=BigInteger)
+    revision: int = Field(default=0, sa_type=BigInteger)
+    host: dict[str, Any] | None = json_field(nullable=True)
+    activated_at: datetime | None = instant(nullable=True)
+    created_at: datetime = instant()
+
+
+class RtMailbox(SQLModel, table=True):
+    """Everything an entity still has to do: messages, timers, and steps of its runs.
+
+    One queue, so that one index tells what is due. A timer is a message with a
+    name that is due later; a step is a message to the entity's own workflows.
+    """
+
+    __tablename__ = "rt_mailbox"
+    __table_args__ = (
+        Index("rt_mailbox_target", "target", "id"),
+        Index("rt_mailbox_due", "root", "due_at", postgresql_where=text("parked_at IS NULL")),
+        Index(
+            "rt_mailbox_timer",
+            "target",
+            "timer",
+            unique=True,
+            postgresql_where=text("timer IS NOT NULL"),
+        ),
+    )
+
+    id: int | None = big_identity()
+    target: str = Field(sa_type=Text)
+    root: str = Field(sa_type=Text)
+    sender: str = Field(sa_type=Text)
+    lane: int
+    kind: str = Field(sa_type=Text)
+    body: dict[str, Any] = json_field()
+    reply_to: str | None = Field(sa_type=Text)
+    timer: str | None = Field(sa_type=Text)
+    run_id: str | None = Field(sa_type=Text)
+    attempts: int = 0
+    error: dict[str, Any] | None = json_field(nullable=True)
+    due_at: datetime = instant()
+    created_at: datetime = instant()
+    parked_at: datetime | None = instant(nullable=True)
+
+
+class RtInboxSeen(SQLModel, table=True):
+    """What was already accepted from outside, and its answer; it outlives the message."""
+
+    __tablename__ = "rt_inbox_seen"
+    __table_args__ = (
+        UniqueConstraint("scope", "external_id", name="rt_inbox_seen_once"),
+        Index("rt_inbox_seen_expiry", "expires_at"),
+    )
+
+    command_id: str = Field(primary_key=True, sa_type=Text)
+    scope: str = Field(sa_type=Text)
+    external_id: str = Field(sa_type=Text)
+    request_hash: str = Field(sa_type=Text)
+    target: str = Field(sa_type=Text)
+    reply: dict[str, Any] | None = json_field(nullable=True)
+    replied_at: datetime | None = instant(nullable=True)
+    created_at: datetime = instant()
+    expires_at: datetime = instant()
+
+
+class RtRun(SQLModel, table=True):
+    """A workflow under way, as data: nothing is replayed.
+
+    Attributes:
+        state: ``pending`` a step is due; ``claimed`` it is being worked on; ``waiting``
+            for a message; ``parked`` its attempts are used up.
+        reported: An issue was reported for this run and is still open.
+    """
+
+    __tablename__ = "rt_run"
+    __table_args__ = (Index("rt_run_entity", "entity_key"),)
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    entity_key: str = Field(sa_type=Text)
+    kind: str = Field(sa_type=Text)
+    version: int
+    input: dict[str, Any] = json_field()
+    step: str = Field(sa_type=Text)
+    step_input: dict[str, Any] = json_field()
+    state: str = Field(sa_type=Text)
+    attempt: int = 0
+    reported: bool = False
+    claimed_epoch: int | None = Field(default=None, sa_type=BigInteger)
+    deadline: datetime | None = instant(nullable=True)
+    error: dict[str, Any] | None = json_field(nullable=True)
+    created_at: datetime = instant()
+    updated_at: datetime = instant()
+
+
+class RtFeed(SQLModel, table=True):
+    """Every committed change that people see, in commit-safe order (xid, id)."""
+
+    __tablename__ = "rt_feed"
+    __table_args__ = (
+        Index("rt_feed_cursor", "xid", "id"),
+        Index("rt_feed_at", "at"),
+    )
+
+    id: int | None = big_identity()
+    xid: int | None = Field(
+        default=None,
+        sa_column=Column(
+            "xid", Xid8(), server_default=text("pg_current_xact_id()"), nullable=False
+        ),
+    )
+    topic: str = Field(sa_type=Text)
+    kind: str = Field(sa_type=Text)
+    item_id: str = Field(sa_type=Text)
+    item_revision: int = Field(sa_type=BigInteger)
+    data: dict[str, Any] | None = Field(default=None, sa_column=Column("data", JSONB))
+    at: datetime = instant()
+
+
+class RtSecret(SQLModel, table=True):
+    """A sealed secret; messages carry its id, only the step that uses it opens it."""
+
+    __tablename__ = "rt_secret"
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    owner_key: str = Field(sa_type=Text)
+    sealed: str = Field(sa_type=Text)
+    expires_at: datetime | None = instant(nullable=True)
+    created_at: datetime = instant()
+
+
+class RtCluster(SQLModel, table=True):
+    """One row: which cluster may activate entities, until when (server clock)."""
+
+    __tablename__ = "rt_cluster"
+
+    id: int = Field(default=1, primary_key=True)
+    holder: str = Field(sa_type=Text)
+    lease_until: datetime = instant()

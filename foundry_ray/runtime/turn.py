@@ -1,0 +1,267 @@
+"""What leaves a turn: collected while a handler computes, written in one commit.
+
+A handler does no I/O. It changes the state it holds and says here what else must
+be true after the commit: rows, messages, timers, runs, feed items and replies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel
+from sqlmodel import SQLModel
+
+from foundry_ray.core import keys
+from foundry_ray.core.errors import FoundryError
+from foundry_ray.core.ids import new_id
+from foundry_ray.core.messages import Message
+from foundry_ray.runtime.tables import RtSecret
+from foundry_ray.runtime.workflow import Done, Go, Next, Run, Wait, Workflow
+from foundry_ray.store.columns import StateRow
+
+
+@dataclass
+class Mail:
+    """One message on its way into a mailbox."""
+
+    target: str
+    message: Message
+    sender: str
+    due_at: datetime
+    timer: str | None = None
+
+
+@dataclass
+class Reply:
+    """The answer of a command: a value, or the error that refused it."""
+
+    command_id: str
+    status: int
+    body: Any
+
+
+@dataclass
+class RunChange:
+    """What becomes of a run."""
+
+    run: Run
+    workflow: Workflow[Any]
+    next: Next
+    created: bool
+
+
+@dataclass
+class FeedItem:
+    """One change that people see; ``data`` None means that the item is gone."""
+
+    topic: str
+    kind: str
+    item_id: str
+    revision: int
+    data: dict[str, Any] | None
+
+
+@dataclass
+class Effects:
+    """Everything a turn writes besides fence and consumption."""
+
+    mail: list[Mail] = field(default_factory=list)
+    forget: list[str] = field(default_factory=list)
+    rows: list[tuple[str, SQLModel]] = field(default_factory=list)
+    feed: list[FeedItem] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+    runs: list[RunChange] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+
+def as_json(value: Any) -> Any:
+    """Return *value* as JSON types; models lose nothing but what they exclude."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return value
+
+
+class Turn:
+    """The open turn of an entity; given to handlers and workflows.
+
+    Attributes:
+        now: The instant of the turn.
+        key: The entity.
+        command_id: The command being handled expects a reply under this id, or None.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        now: datetime,
+        *,
+        sender: str = "",
+        command_id: str | None = None,
+        workflows: dict[str, Workflow[Any]] | None = None,
+        state: Any = None,
+        runs: dict[str, Run] | None = None,
+    ) -> None:
+        self.key = key
+        self.now = now
+        self.sender = sender
+        self.command_id = command_id
+        self.effects = Effects()
+        self.replied = False
+        self._deferred = False
+        self._workflows = workflows or {}
+        self._state = state
+        self._runs = runs or {}
+
+    # -- messages ----------------------------------------------------------------
+
+    def tell(self, target: str, message: Message) -> None:
+        """Put a message into another entity's mailbox, and go on (S24)."""
+        keys.kind_of(target)
+        self.effects.mail.append(Mail(target, message, self.key, self.now))
+
+    def remind(self, name: str, after: timedelta, message: Message) -> None:
+        """Put a message into the own mailbox that is due later; replaces one with this name."""
+        self.effects.mail.append(Mail(self.key, message, self.key, self.now + after, timer=name))
+
+    def forget(self, name: str) -> None:
+        """Drop the own timer with this name, if it has not fired."""
+        self.effects.forget.append(name)
+
+    # -- replies -----------------------------------------------------------------
+
+    def defer(self) -> str | None:
+        """Keep the reply for a later turn; return the command's id to answer under then."""
+        self._deferred = True
+        return self.command_id
+
+    @property
+    def deferred(self) -> bool:
+        """Whether this turn leaves its reply to a later one."""
+        return self._deferred
+
+    def reply(self, value: Any, *, status: int = 200, command_id: str | None = None) -> None:
+        """Answer the command of this turn, or the deferred one with *command_id*."""
+        target = command_id or self.command_id
+        if command_id is None:
+            self.replied = True
+        if target:
+            self.effects.replies.append(Reply(target, status, as_json(value)))
+
+    def refuse(self, error: FoundryError, *, command_id: str | None = None) -> None:
+        """Answer a command with an error."""
+        target = command_id or self.command_id
+        if command_id is None:
+            self.replied = True
+        if target:
+            self.effects.replies.append(Reply(target, 0, problem(error)))
+
+    # -- rows --------------------------------------------------------------------
+
+    def put(self, row: StateRow) -> None:
+        """Write the row whole: its revision rises, its time is the turn's."""
+        for kind, known in self.effects.rows:
+            if known is row and kind in ("put", "insert"):
+                return
+        row.revision += 1
+        row.updated_at = self.now
+        self.effects.rows.append(("put", row))
+
+    def insert(self, row: SQLModel) -> None:
+        """Append a row that is not there yet."""
+        self.effects.rows.append(("insert", row))
+
+    def delete(self, row: SQLModel) -> None:
+        """Delete a row."""
+        self.effects.rows.append(("delete", row))
+
+    def keep_secret(self, secret_id: str, sealed: str, expires_at: datetime | None = None) -> None:
+        """Keep a secret that a step sealed under *secret_id*; replaces an older one."""
+        row = RtSecret(
+            id=secret_id,
+            owner_key=self.key,
+            sealed=sealed,
+            expires_at=expires_at,
+            created_at=self.now,
+        )
+        self.effects.rows.append(("put", row))
+
+    # -- what people see ------------------------------------------------------------
+
+    def publish(self, topic: str, kind: str, item_id: str, revision: int, data: Any) -> None:
+        """Show a changed item, whole, to everybody who watches the topic."""
+        self.effects.feed.append(FeedItem(topic, kind, str(item_id), revision, as_json(data)))
+
+    def withdraw(self, topic: str, kind: str, item_id: str, revision: int) -> None:
+        """Show that an item is gone."""
+        self.effects.feed.append(FeedItem(topic, kind, str(item_id), revision, None))
+
+    # -- runs ------------------------------------------------------------------------
+
+    def start(self, kind: str, input: BaseModel, *, run_id: str | None = None) -> str:
+        """Start a run of the entity's workflow called *kind*; return the run's id."""
+        workflow = self._workflows[kind]
+        run = Run(run_id or new_id(), kind, input, "", 0)
+        self._runs[run.id] = run
+        following = workflow.begin(self._state, run, self)
+        self._change(run, workflow, following, created=True)
+        return run.id
+
+    def go(self, run_id: str, following: Next) -> None:
+        """Continue a run that waits, or a parked one: the step starts with fresh attempts."""
+        run = self._runs[run_id]
+        run.attempt = 0
+        self._change(run, self._workflows[run.kind], following, created=False)
+
+    def retry(self, run_id: str) -> None:
+        """Begin the step of a parked run again, with fresh attempts and the same input."""
+        run = self._runs[run_id]
+        step = self._workflows[run.kind].step_named(run.step)
+        self.go(run_id, Go(step, step.input_type.model_validate(run.step_input)))
+
+    def run(self, run_id: str | None) -> Run | None:
+        """Return a run that is not over, or None."""
+        return self._runs.get(run_id) if run_id else None
+
+    def cancel(self, run_id: str | None) -> None:
+        """End a run that is not over; its step's result will be ignored."""
+        if run_id and self._runs.pop(run_id, None):
+            self.effects.cancelled.append(run_id)
+
+    def advance(self, run: Run, result: Any) -> None:
+        """Let the workflow take a step's result; called by the kernel."""
+        workflow = self._workflows[run.kind]
+        run.attempt = 0
+        following = workflow.next(self._state, run, result, self)
+        if run.id not in self.effects.cancelled:
+            self._change(run, workflow, following, created=False)
+
+    def _change(self, run: Run, workflow: Workflow[Any], following: Next, *, created: bool) -> None:
+        if isinstance(following, Go):
+            run.step = following.step.name
+            run.step_input = following.input.model_dump(mode="json")
+        run.parked = False
+        if isinstance(following, Done):
+            self._runs.pop(run.id, None)
+        self.effects.runs.append(RunChange(run, workflow, following, created))
+
+    @staticmethod
+    def waiting() -> Wait:
+        """Return the next of a run that waits for a message."""
+        return Wait()
+
+
+def problem(error: FoundryError) -> dict[str, Any]:
+    """Return an error as stored JSON: code, message, hint, retryable, context."""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "retryable": error.retryable,
+        "context": {k: v for k, v in error.context.items() if _plain(v)},
+    }
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool | list | dict)

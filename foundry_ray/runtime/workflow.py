@@ -1,0 +1,166 @@
+"""Workflows as data: a run is rows; after each step a pure function names the next.
+
+Steps run beside the turns of their entity. Claim and result are commits of their
+own, so a step may run twice and its outside effect must be idempotent. Nothing
+is replayed. Step names are stored and never get another meaning.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
+
+from pydantic import BaseModel, SecretStr
+
+from foundry_ray.core.errors import FoundryError
+from foundry_ray.core.messages import Message, Value
+from foundry_ray.core.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from foundry_ray.runtime.turn import Turn
+
+S = TypeVar("S")
+I = TypeVar("I", bound=BaseModel)  # noqa: E741 - input
+R = TypeVar("R", bound=BaseModel)
+
+
+class Nothing(Value):
+    """A step's or a workflow's empty input or result."""
+
+
+class StepContext(Protocol):
+    """What a step knows about itself and may use besides its adapters.
+
+    Attributes:
+        key: The entity whose step this is.
+        run_id: The run; with the step's name the idempotency key of the effect.
+        attempt: From 1.
+    """
+
+    key: str
+    run_id: str
+    attempt: int
+
+    async def secret(self, secret_id: str) -> SecretStr:
+        """Open the secret row with this id; NotFound when it is gone or expired."""
+
+    def seal(self, secret: SecretStr | str, secret_id: str) -> str:
+        """Encrypt a secret so that it can leave the step in a result."""
+
+    async def hand(self, key: str, message: Message) -> Any:
+        """Give a message directly to an entity and return its answer (see Waker.hand)."""
+
+
+@dataclass(frozen=True)
+class Step(Generic[I, R]):
+    """One outside call or one local change, with its patience.
+
+    Attributes:
+        name: Stored for ever, in kebab case.
+        work: ``async (tools, input, context) -> result``.
+        timeout: Deadline of one attempt.
+    """
+
+    name: str
+    work: Callable[[Any, I, StepContext], Awaitable[R]]
+    input_type: type[I]
+    result_type: type[R]
+    timeout: timedelta
+    retry: RetryPolicy
+
+
+def step(
+    name: str, *, timeout: timedelta, retry: RetryPolicy | None = None
+) -> Callable[[Callable[[Any, I, StepContext], Awaitable[R]]], Step[I, R]]:
+    """Make a step of an async function; its name, time and patience are said beside the work."""
+
+    def decorate(work: Callable[[Any, I, StepContext], Awaitable[R]]) -> Step[I, R]:
+        hints = get_type_hints(work)
+        parameters = list(inspect.signature(work).parameters)
+        return Step(
+            name=name,
+            work=work,
+            input_type=hints[parameters[1]],
+            result_type=hints["return"],
+            timeout=timeout,
+            retry=retry or RetryPolicy(),
+        )
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Go:
+    """Next, do this step."""
+
+    step: Step[Any, Any]
+    input: BaseModel
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Next, wait until a message's handler continues the run."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The run is over."""
+
+
+Next = Go | Wait | Done
+
+
+@dataclass
+class Run:
+    """What a workflow sees of its run."""
+
+    id: str
+    kind: str
+    input: Any
+    step: str
+    attempt: int
+    reported: bool = False
+    step_input: dict[str, Any] = field(default_factory=dict)
+    parked: bool = False
+
+
+class Workflow(ABC, Generic[S]):
+    """The order of steps of one kind of run, for entities whose state is ``S``.
+
+    Methods are pure: they decide, change the state they are given, and say what
+    leaves by the turn; they do nothing outside.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    input_type: ClassVar[type[BaseModel]] = Nothing
+    steps: ClassVar[tuple[Step[Any, Any], ...]]
+
+    @abstractmethod
+    def begin(self, state: S, run: Run, turn: Turn) -> Next:
+        """Name the first step."""
+
+    @abstractmethod
+    def next(self, state: S, run: Run, result: Any, turn: Turn) -> Next:
+        """Take the result of ``run.step`` and name what comes next."""
+
+    @abstractmethod
+    def on_error(self, state: S, run: Run, error: FoundryError, turn: Turn) -> None:
+        """Make the failure visible: the step's attempts are used up and the run is parked (S28).
+
+        The kernel itself reports the runtime issue and tells the parent in the same commit.
+        """
+
+    def on_retry(self, state: S, run: Run, error: FoundryError, turn: Turn) -> None:
+        """Show that an attempt failed and another one follows; by default nothing is shown."""
+
+    def step_named(self, name: str) -> Step[Any, Any]:
+        """Return the step with this stored name."""
+        for known in self.steps:
+            if known.name == name:
+                return known
+        raise LookupError(f"{self.kind} has no step {name!r}")

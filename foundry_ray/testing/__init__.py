@@ -1,0 +1,1 @@
+"""The test kit; never imported by production."""
