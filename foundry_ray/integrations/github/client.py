@@ -304,11 +304,13 @@ class PyGithubAdapter:
         secret = token.get_secret_value()
         try:
             return await self._lines.as_user(secret, create)
-        except InvalidInput:
-            # GitHub says in words only that there is one already; looking is surer.
-            if found := await self._lines.as_user(secret, existing):
-                return found
-            raise
+        except InvalidInput as error:
+            refusal = error
+        # GitHub says in words only that there is one already; looking is surer.
+        found = await self._lines.as_user(secret, existing)
+        if found is None:
+            raise refusal
+        return found
 
     async def update_pull_request(
         self,

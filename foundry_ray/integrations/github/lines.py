@@ -38,9 +38,9 @@ _APP = "app"
 class Line:
     """One identity's client, the lock of its queue, and what must never be printed of it."""
 
-    def __init__(self, github: Github, secret: str, good_until: datetime | None) -> None:
+    def __init__(self, github: Github, *secrets: str, good_until: datetime | None = None) -> None:
         self.github = github
-        self.secret = secret
+        self.secrets = secrets
         self.good_until = good_until
         self.lock = asyncio.Lock()
         self.discarded = False
@@ -62,8 +62,9 @@ class Lines:
         """Run *work* in a thread as the App."""
         line = self._find(_APP)
         if line is None:
-            auth = app_auth(self._settings)
-            line = self._keep(_APP, Line(connect(self._settings, auth, mints=True), "", None))
+            client = connect(self._settings, app_auth(self._settings), mints=True)
+            secret = self._settings.webhook_secret.get_secret_value()
+            line = self._keep(_APP, Line(client, secret))
         return await self._call(_APP, line, work)
 
     async def as_user(self, token: str, work: Callable[[Github], R]) -> R:
@@ -73,7 +74,7 @@ class Lines:
         key = f"user/{hashlib.sha256(token.encode()).hexdigest()}"
         line = self._find(key)
         if line is None:
-            line = self._keep(key, Line(connect(self._settings, Auth.Token(token)), token, None))
+            line = self._keep(key, Line(connect(self._settings, Auth.Token(token)), token))
         return await self._call(key, line, work)
 
     async def as_installation(
@@ -92,7 +93,9 @@ class Lines:
                 )
                 token = granted.token.get_secret_value()
                 client = connect(self._settings, Auth.Token(token))
-                line = self._keep(key, Line(client, token, granted.expires_at - RENEW_BEFORE))
+                line = self._keep(
+                    key, Line(client, token, good_until=granted.expires_at - RENEW_BEFORE)
+                )
         return await self._call(key, line, work)
 
     async def aclose(self) -> None:
@@ -149,7 +152,7 @@ class Lines:
             json.JSONDecodeError,
             UnicodeDecodeError,
         ) as error:
-            return classify(error, now=self._clock.now(), secrets=(line.secret,))
+            return classify(error, now=self._clock.now(), secrets=line.secrets)
 
     def _find(self, key: str) -> Line | None:
         line = self._lines.get(key)
