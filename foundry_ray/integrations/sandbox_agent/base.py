@@ -7,7 +7,7 @@ its records have consecutive numbers from 1 and never change.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -76,7 +76,8 @@ class AgentSession(BaseModel):
         modes: ACP ``modes`` (available and current), if the agent has any.
         models: ACP ``models``, if the agent tells any.
         config_options: ACP ``configOptions``, if the agent has any.
-        can_load: The agent can take this session up again after it was started anew.
+        can_load: The agent can take this session up again after it was started anew; known to
+            the client that opened the agent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -148,8 +149,11 @@ class SandboxAgent(Protocol):
     ) -> RunResult:
         """Run a command to its end, with its children killed when *timeout* is over.
 
+        A program that does not exist gives exit code 127.
+
         Raises:
-            NotFound: There is no such program or directory.
+            NotFound: There is no such directory.
+            InvalidInput: *timeout* is longer than an hour.
         """
         ...
 
@@ -233,13 +237,16 @@ class SandboxAgent(Protocol):
         """Open a session that works in *cwd*.
 
         Raises:
-            AgentExited: The agent ended; the next request starts it again.
-            Internal: The agent refused; context ``agent_error`` has its words.
+            AgentExited: The agent is gone; ``open_agent`` first, then this again.
+            AgentRefused: The agent said no; context ``agent_error`` has its words.
         """
         ...
 
     async def load_session(self, server_id: str, session_id: str, cwd: str) -> AgentSession:
         """Take up a session of an earlier life of the agent; errors as ``new_session``.
+
+        Harmless on one that is open: it stays as it is. What the agent tells again of the
+        session's past is in the journal as ``note``, never as ``out``.
 
         Raises:
             NotFound: The agent does not know the session, or cannot load: open a new one.
@@ -264,7 +271,9 @@ class SandboxAgent(Protocol):
 
         Raises:
             DeliveryUnknown: The journal could not be asked; call again with the same id.
-            AgentExited: The shim is gone; ``open_agent`` and the session first.
+            AgentExited: The agent that had the session is gone, and the message was not given:
+                ``open_agent`` and ``load_session`` (or ``new_session``) first.
+            TooLarge: It is more than fits into one request (about 2 MiB).
         """
         ...
 
@@ -291,8 +300,10 @@ class SandboxAgent(Protocol):
         """
         ...
 
-    def follow(self, server_id: str, from_seq: int) -> AsyncIterator[list[JournalRecord]]:
+    def follow(self, server_id: str, from_seq: int) -> AsyncGenerator[list[JournalRecord], None]:
         """Yield the records from number *from_seq* on in batches, in order and without gaps.
+
+        Close it (``contextlib.aclosing``) when leaving early.
 
         Raises:
             AgentExited: The shim is gone and everything it wrote was yielded.
