@@ -184,6 +184,12 @@ class AgentExited(FoundryError):
     code = "agent_exited"
 
 
+class AgentRefused(FoundryError):
+    """The agent answered a request with an error."""
+
+    code = "agent_refused"
+
+
 class DeliveryUnknown(FoundryError):
     """It is not known whether the agent received the prompt."""
 
