@@ -35,7 +35,7 @@ from foundry_ray.cli.processes import (
     recorded,
     this_process,
 )
-from foundry_ray.cli.services import Forge, Launcher, Postgres, Ray, Service, edge_url, tail
+from foundry_ray.cli.services import Forge, Launcher, Postgres, Ray, Service, edge_url
 from foundry_ray.core.clock import Clock, SystemClock
 from foundry_ray.core.errors import FoundryError, Unavailable, WrongState
 from foundry_ray.core.processes import ProcessRecord, is_still
@@ -148,6 +148,13 @@ class Node:
         Raises:
             FoundryError: The start failed; what had been started is ended.
         """
+        settings = self._settings
+        end_leftovers(settings, self._report)
+        if not is_free(settings.host, settings.port):
+            raise WrongState(
+                f"port {settings.port} on {settings.host} is in use",
+                hint="choose another one with --port",
+            )
         self._take_signals()
         _become_subreaper()
         self._places.pid_file.write_text(f"{os.getpid()}\n")
@@ -165,13 +172,6 @@ class Node:
     # -- up --------------------------------------------------------------------
 
     def _bring_up(self) -> None:
-        settings = self._settings
-        if not is_free(settings.host, settings.port):
-            raise WrongState(
-                f"port {settings.port} on {settings.host} is in use",
-                hint="choose another one with --port",
-            )
-        end_leftovers(settings, self._report)
         self._write("starting")
         began = time.monotonic()
         self._begin(self._ray)  # the slowest: it warms up while the others start
@@ -204,7 +204,7 @@ class Node:
                 raise Unavailable(
                     f"{service.name} {'ended while it started' if ended else 'did not start'}",
                     hint=f"read {service.log}",
-                    log_tail=tail(service.log),
+                    log_tail=service.said(),
                 )
             self._pump(0.05)
         self._report(_line(service.name, "ready", time.monotonic() - began))
@@ -227,7 +227,9 @@ class Node:
             self._pump(0.5)
         if self._exits.pop(leader.pid) != 0:
             path = self._launcher.log(log)
-            raise Unavailable(f"{name} failed", hint=f"read {path}", log_tail=tail(path))
+            raise Unavailable(
+                f"{name} failed", hint=f"read {path}", log_tail=self._launcher.said(log)
+            )
         self._report(_line(name, "done", time.monotonic() - began))
 
     def _deploy(self) -> None:

@@ -40,6 +40,9 @@ class Service(Protocol):
     def log(self) -> Path:
         """The file that holds its output."""
 
+    def said(self) -> str:
+        """Return the end of what it said since it was started."""
+
     def start(self) -> None:
         """Start it; whatever ran before has been ended."""
 
@@ -64,11 +67,21 @@ class Launcher:
     def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
         self.environment = dict(environment)
         self._logs = logs
+        self._began: dict[str, int] = {}
         logs.mkdir(mode=0o700, exist_ok=True)
 
     def log(self, name: str) -> Path:
         """Return the log file of the child called *name*."""
         return self._logs / f"{name}.log"
+
+    def said(self, name: str) -> str:
+        """Return the end of what the child called *name* said since it was started."""
+        path = self.log(name)
+        if name not in self._began:
+            return ""
+        with path.open("rb") as log:
+            log.seek(max(self._began[name], path.stat().st_size - _TAIL))
+            return log.read().decode(errors="replace").strip()
 
     def spawn(self, name: str, argv: list[str], **options: Any) -> ProcessRecord:
         """Start a child in a session of its own and return its record.
@@ -84,6 +97,7 @@ class Launcher:
         path = self.log(name)
         if path.exists() and path.stat().st_size > LOG_LIMIT:
             path.replace(path.with_suffix(".log.1"))
+        self._began[name] = path.stat().st_size if path.exists() else 0
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             try:
                 child = subprocess.Popen(argv, stdout=log, stderr=log, **options)
@@ -93,17 +107,10 @@ class Launcher:
         # The supervisor waits for all of its children in one place; this object must not.
         child.returncode = 0
         if record is None:
-            raise Unavailable(f"{name} ended at once", hint=f"read {path}", log_tail=tail(path))
+            raise Unavailable(
+                f"{name} ended at once", hint=f"read {path}", log_tail=self.said(name)
+            )
         return record
-
-
-def tail(path: Path) -> str:
-    """Return the end of a log, for an error message."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as log:
-        log.seek(max(0, path.stat().st_size - _TAIL))
-        return log.read().decode(errors="replace").strip()
 
 
 def edge_url(settings: Settings) -> str:
@@ -131,6 +138,10 @@ class Postgres:
     def log(self) -> Path:
         """The file that holds what the server says."""
         return self._launcher.log("postgres")
+
+    def said(self) -> str:
+        """Return the end of what it said since it was started."""
+        return self._launcher.said("postgres")
 
     def start(self) -> None:
         """Prepare the data, write down the address for our own processes, start the server."""
@@ -170,18 +181,20 @@ class Forge:
         self.url = ""
         self._settings = settings
         self._launcher = launcher
-        self._said = 0
 
     @property
     def log(self) -> Path:
         """The file that holds its output."""
         return self._launcher.log("forge")
 
+    def said(self) -> str:
+        """Return the end of what it said since it was started."""
+        return self._launcher.said("forge")
+
     def start(self) -> None:
         """Start it on its data directory, with webhooks to our edge."""
         settings = self._settings
         self.url = ""
-        self._said = self.log.stat().st_size if self.log.exists() else 0
         argv = [sys.executable, "-m", "foundry_ray.testing.forge"]
         argv += ["--data-dir", str(settings.data_dir), "--seed", "demo"]
         argv += ["--settings-file", str(settings.data_dir / "foundry.toml")]
@@ -190,12 +203,9 @@ class Forge:
 
     def ready(self) -> bool:
         """Tell whether it has printed its line of JSON with its address."""
-        with self.log.open("rb") as log:
-            log.seek(self._said)
-            for line in log.read().decode(errors="replace").splitlines():
-                if line.startswith("{") and line.endswith("}"):
-                    said = json.loads(line)
-                    self.url = str(said.get("url") or self.url)
+        for line in self.said().splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                self.url = str(json.loads(line).get("url") or self.url)
         return bool(self.url)
 
     def trouble(self) -> str:
@@ -223,6 +233,10 @@ class Ray:
     def log(self) -> Path:
         """The file that holds what ``ray start`` says; Ray's own logs are in its folder."""
         return self._launcher.log("ray")
+
+    def said(self) -> str:
+        """Return the end of what it said since it was started."""
+        return self._launcher.said("ray")
 
     def start(self) -> None:
         """Start it on ports that are free now."""

@@ -211,29 +211,29 @@ def _down(settings: Settings) -> None:
                 "another Foundry is starting on this data directory this moment",
                 hint="try again",
             )
-        left = _end_rest(settings, places)
+        ended, left = _end_rest(settings, places)
     if left:
         raise Unavailable(f"{left} processes do not end", hint="foundry status --json lists them")
-    if written is None:
+    if written is None or (written.phase in ("down", "failed") and not ended):
         say(f"nothing runs on {settings.data_dir}")
     else:
         say(f"down after {time.monotonic() - began:.1f} s; the data stays in {settings.data_dir}")
 
 
-def _end_rest(settings: Settings, places: Places) -> int:
-    """End what no supervisor looks after any more; return how many would not end."""
+def _end_rest(settings: Settings, places: Places) -> tuple[int, int]:
+    """End what no supervisor looks after; return how many ended and how many would not."""
     written = NodeFile.read(places.node_file)
     if written is None or not written.of_this_boot:
-        return 0
+        return 0, 0
     sessions = [
         (service, members(service.record, settings.instance_id)) for service in written.services
     ]
-    found = [("", one) for _, session in sessions for one in session]
-    found += [("", one) for one in carrying(settings.instance_id)]
+    found = {("", one) for _, session in sessions for one in session}
+    found |= {("", one) for one in carrying(settings.instance_id)}
     if not found:
         if written.phase not in ("down", "failed"):
             written.model_copy(update={"phase": "down"}).write(places.node_file)
-        return 0
+        return 0, 0
     others = recorded(found, besides=written.services)
     written = written.model_copy(update={"others": (*written.others, *others)})
     written.write(places.node_file)
@@ -247,4 +247,4 @@ def _end_rest(settings: Settings, places: Places) -> int:
     left = end(carrying(settings.instance_id), grace=1.0)
     say(f"ended {len(found) - len(left)} processes that an earlier run had left behind")
     written.model_copy(update={"phase": "down"}).write(places.node_file)
-    return len(left)
+    return len(found) - len(left), len(left)
