@@ -143,7 +143,8 @@ def welcome(settings: Settings, written: NodeFile) -> list[str]:
     lines = [f"  {names.get(name, name):<8} {url}" for name, url in written.urls.items()]
     lines.append(f"  logs     {places.logs}")
     if written.ray_environment:
-        lines.append(f"  ray CLI  . {places.run / 'ray.env'} && ray list actors")
+        ray = Path(sys.executable).with_name("ray")
+        lines.append(f"  ray CLI  . {places.ray_environment} && {ray} list actors")
     if not settings.github_configured:
         lines.append("  ! no GitHub App is configured, so nobody can sign in:")
         lines.append("    try `foundry up --demo`, or see `foundry doctor` for how to make one")
@@ -217,7 +218,12 @@ def _down(settings: Settings) -> None:
     if written is None or (written.phase in ("down", "failed") and not ended):
         say(f"nothing runs on {settings.data_dir}")
     else:
-        say(f"down after {time.monotonic() - began:.1f} s; the data stays in {settings.data_dir}")
+        now = NodeFile.read(places.node_file) or written
+        count = 1 + len(now.services) + len(now.others)
+        say(
+            f"down after {time.monotonic() - began:.1f} s, {count} processes ended; "
+            f"the data stays in {settings.data_dir}"
+        )
 
 
 def _end_rest(settings: Settings, places: Places) -> tuple[int, int]:
@@ -245,6 +251,6 @@ def _end_rest(settings: Settings, places: Places) -> tuple[int, int]:
         if service.name == "PostgreSQL":
             end(session, grace=4.0, first=signal.SIGINT)
     left = end(carrying(settings.instance_id), grace=1.0)
-    say(f"ended {len(found) - len(left)} processes that an earlier run had left behind")
+    say("the supervisor was gone already; what it had left behind was ended")
     written.model_copy(update={"phase": "down"}).write(places.node_file)
     return len(found) - len(left), len(left)
