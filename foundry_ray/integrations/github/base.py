@@ -318,6 +318,10 @@ class GitHub(Protocol):
         """Change what is given and return the pull request as it then is."""
         ...
 
+    async def app_slug(self) -> str:
+        """Return the App's name in URLs as GitHub knows it; proves that its key works."""
+        ...
+
     async def deliveries(self, cursor: str | None = None) -> tuple[list[Delivery], str | None]:
         """Return a page of the App's delivery log, newest first, and the next page's cursor."""
         ...

@@ -150,6 +150,10 @@ class PyGithubAdapter:
             )
         )
 
+    async def app_slug(self) -> str:
+        """Return the App's name in URLs as GitHub knows it; proves that its key works."""
+        return await self._lines.as_app(lambda app: wire.slug(get(app, "/app")[1]))
+
     async def deliveries(self, cursor: str | None = None) -> tuple[list[Delivery], str | None]:
         """Return a page of the App's delivery log, newest first, and the next page's cursor."""
 

@@ -99,6 +99,15 @@ def user(data: Json) -> GitHubUser:
 
 
 @_named
+def slug(data: Json) -> str:
+    """Read an App's name in URLs."""
+    found = data["slug"]
+    if not isinstance(found, str):
+        raise TypeError
+    return found
+
+
+@_named
 def installation(data: Json) -> Installation:
     """Read an installation (not the bare id that most webhooks carry)."""
     return Installation(
