@@ -14,8 +14,8 @@ from pathlib import Path
 import typer
 from pydantic import BaseModel, ConfigDict
 
-from foundry_ray.cli.node import Places
 from foundry_ray.cli.output import Config, DataDir, Json, say, say_json
+from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import is_free
 from foundry_ray.cli.processes import NodeFile
 from foundry_ray.core import settings as settings_module

@@ -9,20 +9,17 @@ that this process adopts as their subreaper included.
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import http.client
 import os
 import select
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import FrameType
-from urllib.parse import urlsplit
 
+from foundry_ray.cli.leftovers import Report, end_leftovers, end_sandboxes
+from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import is_free
 from foundry_ray.cli.processes import (
     NodeFile,
@@ -35,13 +32,11 @@ from foundry_ray.cli.processes import (
     recorded,
     this_process,
 )
-from foundry_ray.cli.services import Forge, Launcher, Postgres, Ray, Service, edge_url
+from foundry_ray.cli.services import Forge, Launcher, Postgres, Ray, Service, ask, edge_url
 from foundry_ray.core.clock import Clock, SystemClock
 from foundry_ray.core.errors import FoundryError, Unavailable, WrongState
 from foundry_ray.core.processes import ProcessRecord, is_still
 from foundry_ray.core.settings import Settings
-
-Report = Callable[[str], None]
 
 DEPLOY = ("-m", "foundry_ray.cluster.deploy")
 DEPLOY_PATIENCE = 120.0  # seconds; 10 to 20 are usual
@@ -55,37 +50,6 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 class Stopped(Exception):
     """Somebody asked the supervisor to end."""
-
-
-class Places:
-    """Where a node keeps its own files below the data directory."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.run = data_dir / "run"
-        self.node_file = self.run / "processes.json"
-        self.lock = self.run / "lock"
-        self.pid_file = self.run / "foundry.pid"
-        self.ray_environment = self.run / "ray.env"
-        self.database_url = self.run / "database_url"
-        self.logs = data_dir / "logs"
-        self.sandboxes = data_dir / "sandboxes"
-        self.forge = data_dir / "forge"
-
-
-@contextmanager
-def node_lock(places: Places) -> Iterator[bool]:
-    """Try to be the one node of a data directory; the kernel frees the lock when we die.
-
-    Yields whether we are.
-    """
-    places.run.mkdir(mode=0o700, exist_ok=True)
-    with places.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 class Node:
@@ -411,45 +375,6 @@ class Node:
                     self._end_rest(service)
             _, status = os.waitpid(seen.si_pid, 0)
             self._exits[seen.si_pid] = os.waitstatus_to_exitcode(status)
-
-
-def ask(url: str, timeout: float = 2.0) -> int:
-    """Return the status with which *url* answers a GET; 0 if nobody answers in *timeout* s."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
-    try:
-        connection.request("GET", parts.path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return 0
-    finally:
-        connection.close()
-
-
-def end_leftovers(settings: Settings, report: Report) -> None:
-    """End the services that a supervisor left behind when it died; sandboxes go on.
-
-    The caller holds the node lock, so no supervisor is alive.
-    """
-    written = NodeFile.read(Places(settings.data_dir).node_file)
-    if written is None or not written.of_this_boot:
-        return
-    for service in reversed(written.services):
-        rest = members(service.record, written.instance_id)
-        if rest:
-            report(f"ending {service.name}, which an earlier run left behind")
-            first = signal.SIGINT if service.name == Postgres.name else signal.SIGKILL
-            end(rest, grace=4.0, first=first)
-
-
-def end_sandboxes(root: Path, report: Report) -> None:
-    """End the processes of every local sandbox; what the sandboxes hold stays."""
-    if not root.is_dir():
-        return
-    from foundry_ray.providers.local import end_all  # costs 0.3 s, and most ends need it not
-
-    for sandbox in end_all(root):
-        report(f"sandbox {sandbox.sandbox_id} ended")
 
 
 def _become_subreaper() -> None:

@@ -7,11 +7,11 @@ from typing import Literal
 import typer
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from foundry_ray.cli.node import Places, ask
 from foundry_ray.cli.output import DataDir, Json, say, say_json, table
+from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import Listener, Ours, listening
 from foundry_ray.cli.processes import NodeFile, Recorded, carrying, members, recorded, since
-from foundry_ray.cli.services import edge_url
+from foundry_ray.cli.services import ask, edge_url
 from foundry_ray.core import settings as settings_module
 from foundry_ray.core.clock import SystemClock
 from foundry_ray.core.settings import Settings
@@ -95,11 +95,6 @@ def look(settings: Settings) -> Status:
         ports=[_port(one) for one in ports],
         processes=processes,
     )
-
-
-def open_to_others(ports: list[Listener]) -> list[Listener]:
-    """Return the listeners that other machines can reach and that no reason explains."""
-    return [one for one in ports if not one.loopback and one.reason is None]
 
 
 def _state(

@@ -8,22 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from foundry_ray.cli.node import Node, Places, Report, end_sandboxes, node_lock
+from foundry_ray.cli.leftovers import Report, end_rest
+from foundry_ray.cli.node import Node
 from foundry_ray.cli.output import Config, DataDir, say
-from foundry_ray.cli.processes import (
-    NodeFile,
-    carrying,
-    end,
-    members,
-    recorded,
-    send,
-    since,
-    wait_gone,
-)
+from foundry_ray.cli.places import Places, node_lock
+from foundry_ray.cli.processes import NodeFile, send, since, wait_gone
 from foundry_ray.core import settings as settings_module
 from foundry_ray.core.clock import SystemClock
 from foundry_ray.core.errors import FoundryError, Unavailable
@@ -212,7 +206,7 @@ def _down(settings: Settings) -> None:
                 "another Foundry is starting on this data directory this moment",
                 hint="try again",
             )
-        ended, left = _end_rest(settings, places)
+        ended, left = end_rest(settings, places, say)
     if left:
         raise Unavailable(f"{left} processes do not end", hint="foundry status --json lists them")
     if written is None or (written.phase in ("down", "failed") and not ended):
@@ -224,33 +218,3 @@ def _down(settings: Settings) -> None:
             f"down after {time.monotonic() - began:.1f} s, {count} processes ended; "
             f"the data stays in {settings.data_dir}"
         )
-
-
-def _end_rest(settings: Settings, places: Places) -> tuple[int, int]:
-    """End what no supervisor looks after; return how many ended and how many would not."""
-    written = NodeFile.read(places.node_file)
-    if written is None or not written.of_this_boot:
-        return 0, 0
-    sessions = [
-        (service, members(service.record, settings.instance_id)) for service in written.services
-    ]
-    found = {("", one) for _, session in sessions for one in session}
-    found |= {("", one) for one in carrying(settings.instance_id)}
-    if not found:
-        if written.phase not in ("down", "failed"):
-            written.model_copy(update={"phase": "down"}).write(places.node_file)
-        return 0, 0
-    others = recorded(found, besides=written.services)
-    written = written.model_copy(update={"others": (*written.others, *others)})
-    written.write(places.node_file)
-    for service, session in reversed(sessions):
-        if service.name != "PostgreSQL":
-            end(session, grace=0, first=signal.SIGKILL)
-    end_sandboxes(places.sandboxes, say)
-    for service, session in sessions:
-        if service.name == "PostgreSQL":
-            end(session, grace=4.0, first=signal.SIGINT)
-    left = end(carrying(settings.instance_id), grace=1.0)
-    say("the supervisor was gone already; what it had left behind was ended")
-    written.model_copy(update={"phase": "down"}).write(places.node_file)
-    return len(found) - len(left), len(left)

@@ -7,8 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-ROUTES = ("/readyz", "/healthz", "/pid")
-
 
 def deploy() -> None:
     import ray
@@ -38,7 +36,8 @@ def main() -> None:
     if sys.argv[1] == "deploy":
         deploy()
         return
-    from foundry_ray.cli.node import Node, Places, node_lock
+    from foundry_ray.cli.node import Node
+    from foundry_ray.cli.places import Places, node_lock
     from foundry_ray.core import settings as settings_module
 
     settings = settings_module.load(Path(sys.argv[1]))
