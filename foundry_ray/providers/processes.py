@@ -55,8 +55,16 @@ def is_alive(pid: int | None, start: int | None) -> bool:
     return pid is not None and start is not None and start_ticks(pid) == start
 
 
-def members(mark: Mark) -> set[Member]:
-    """Return the live processes that belong to a sandbox, never this one itself."""
+def session_of(pid: int) -> int | None:
+    """Return the session that a process is in, or None if it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def members(*marks: Mark) -> set[Member]:
+    """Return the live processes that belong to these sandboxes, never this one itself."""
     found: dict[int, Member] = {}
     parents: dict[int, tuple[int, Member]] = {}
     for entry in _PROC.iterdir():
@@ -71,7 +79,8 @@ def members(mark: Mark) -> set[Member]:
             continue
         member = Member(int(entry.name), int(fields[19]))
         parents[member.pid] = (int(fields[1]), member)
-        if mark.is_in(environ) or int(fields[3]) == mark.session:
+        session = int(fields[3])
+        if any(session == mark.session or mark.is_in(environ) for mark in marks):
             found[member.pid] = member
     grew = True
     while grew:

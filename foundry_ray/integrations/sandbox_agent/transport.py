@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 from httpx_sse import EventSource
 
-from foundry_ray.core.errors import SandboxStartFailed, TooLarge, Unavailable
+from foundry_ray.core.errors import FoundryError, SandboxStartFailed, TooLarge, Unavailable
 
 CONNECT_PATIENCE = 5.0  # seconds
 READ_PATIENCE = 30.0  # seconds
@@ -117,6 +117,12 @@ def problem_of(answer: httpx.Response) -> tuple[str, dict[str, Any]]:
         return "", {}
     problem: dict[str, Any] = answer.json()
     return str(problem.get("type", "")).rpartition(":")[2], problem
+
+
+def refused(answer: httpx.Response, otherwise: FoundryError) -> FoundryError:
+    """Return *otherwise* with what sandbox-agent said about it."""
+    otherwise.context.update(status=answer.status_code, problem=problem_of(answer)[1])
+    return otherwise
 
 
 async def _parsed(source: EventSource) -> AsyncIterator[dict[str, Any]]:
