@@ -9,11 +9,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 from psycopg import sql
 
 from foundry_ray.core.ids import new_id
-from foundry_ray.migrations.tables import metadata
 from foundry_ray.store import migrate
 from foundry_ray.store.embedded import EmbeddedPostgres
 
@@ -32,14 +30,6 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         server.start()
         _execute(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
         migrate.upgrade(server.url(TEMPLATE))
-        if not migrate.pending(server.url("postgres")):
-            # The first migration is not written yet.
-            engine = sa.create_engine(
-                server.url(TEMPLATE).replace("postgresql:", "postgresql+psycopg:", 1),
-                poolclass=sa.NullPool,
-            )
-            metadata.create_all(engine)
-            engine.dispose()
         yield server
     finally:
         server.destroy()

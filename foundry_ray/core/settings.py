@@ -68,6 +68,7 @@ class Settings(BaseModel):
     )
     github_api_url: str = Field(default="", description="base of GitHub's REST API")
     github_app_id: str | None = Field(default=None, description="id of the GitHub App")
+    github_app_slug: str = Field(default="", description="name of the GitHub App in its URLs")
     github_app_key_file: Path | None = Field(
         default=None, description="the GitHub App's private key, a PEM file"
     )

@@ -92,7 +92,7 @@ async def _run(transaction: Transaction, key: str, change: RunChange, now: datet
     if isinstance(following, Done):
         await transaction.execute("DELETE FROM rt_run WHERE id = %s", (run.id,))
         return
-    given = following.input.model_dump(mode="json") if isinstance(following, Go) else {}
+    given = run.step_input
     values = {
         "id": run.id,
         "entity_key": key,
@@ -101,7 +101,7 @@ async def _run(transaction: Transaction, key: str, change: RunChange, now: datet
         "input": Jsonb(run.input.model_dump(mode="json")),
         "step": run.step,
         "step_input": Jsonb(given),
-        "state": "pending" if isinstance(following, Go) else "waiting",
+        "state": _state(change),
         "reported": run.reported,
         "now": now,
     }
@@ -117,6 +117,12 @@ async def _run(transaction: Transaction, key: str, change: RunChange, now: datet
     )
     if isinstance(following, Go):
         await mailbox.put_step(transaction, key, run.id, run.step, now)
+
+
+def _state(change: RunChange) -> str:
+    if change.run.parked:
+        return "parked"
+    return "pending" if isinstance(change.next, Go) else "waiting"
 
 
 async def _feed(transaction: Transaction, items: Sequence[FeedItem], now: datetime) -> None:

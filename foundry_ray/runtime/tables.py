@@ -10,7 +10,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import UserDefinedType
 from sqlmodel import Field, SQLModel
 
-from foundry_ray.store.columns import big_identity, instant, json_field
+from foundry_ray.store.columns import StateRow, big_identity, instant, json_field
+
+# Rows come and go all the time: vacuum by their number, not by the table's size.
+BUSY_TABLE = {
+    "postgresql_with": {
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 1000,
+    }
+}
 
 
 class Xid8(UserDefinedType[int]):
@@ -33,6 +41,7 @@ class RtEntity(SQLModel, table=True):
     """
 
     __tablename__ = "rt_entity"
+    __table_args__ = {"postgresql_with": {"fillfactor": 80}}
 
     key: str = Field(primary_key=True, sa_type=Text)
     kind: str = Field(sa_type=Text)
@@ -63,6 +72,7 @@ class RtMailbox(SQLModel, table=True):
             unique=True,
             postgresql_where=text("timer IS NOT NULL"),
         ),
+        BUSY_TABLE,
     )
 
     id: int | None = big_identity()
@@ -138,6 +148,7 @@ class RtFeed(SQLModel, table=True):
     __table_args__ = (
         Index("rt_feed_cursor", "xid", "id"),
         Index("rt_feed_at", "at"),
+        BUSY_TABLE,
     )
 
     id: int | None = big_identity()
@@ -175,3 +186,53 @@ class RtCluster(SQLModel, table=True):
     id: int = Field(default=1, primary_key=True)
     holder: str = Field(sa_type=Text)
     lease_until: datetime = instant()
+
+
+class RtIssue(StateRow, table=True):
+    """One incident.
+
+    Attributes:
+        affected: Per entity key: kind, id, title, and when its work went on again.
+    """
+
+    __tablename__ = "rt_issue"
+
+    id: str = Field(primary_key=True)
+    fingerprint: str
+    code: str
+    message: str
+    hint: str = ""
+    entity: str
+    workflow: str
+    step: str = ""
+    attempt: int = 1
+    will_retry: bool = False
+    count: int = 0
+    affected: dict[str, Any] = json_field(default=dict)
+    first_seen_at: datetime = instant()
+    last_seen_at: datetime = instant()
+    resolved_at: datetime | None = instant(nullable=True)
+
+    def represent(self) -> dict[str, Any]:
+        """Return the issue as clients see it."""
+        return {
+            "id": self.id,
+            "code": self.code,
+            "message": self.message,
+            "entity": self.entity,
+            "workflow": self.workflow,
+            "step": self.step,
+            "attempt": self.attempt,
+            "will_retry": self.will_retry,
+            "count": self.count,
+            "affected": [
+                {"kind": who["kind"], "id": who["id"], "title": who["title"]}
+                for who in self.affected.values()
+            ],
+            "first_seen_at": self.first_seen_at.isoformat(),
+            "last_seen_at": self.last_seen_at.isoformat(),
+            "resolved_at": self.resolved_at.isoformat() if self.resolved_at else None,
+            "hint": self.hint,
+            "revision": self.revision,
+            "updated_at": self.updated_at.isoformat(),
+        }

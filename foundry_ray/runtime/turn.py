@@ -16,7 +16,7 @@ from sqlmodel import SQLModel
 from foundry_ray.core import keys
 from foundry_ray.core.errors import FoundryError
 from foundry_ray.core.ids import new_id
-from foundry_ray.core.messages import Message
+from foundry_ray.core.messages import Failure, IssueReported, Message
 from foundry_ray.runtime.tables import RtSecret
 from foundry_ray.runtime.workflow import Done, Go, Next, Run, Wait, Workflow
 from foundry_ray.store.columns import StateRow
@@ -187,6 +187,10 @@ class Turn:
         )
         self.effects.rows.append(("put", row))
 
+    def drop_secret(self, secret_id: str) -> None:
+        """Forget a secret."""
+        self.effects.rows.append(("delete", RtSecret.model_construct(id=secret_id)))
+
     # -- what people see ------------------------------------------------------------
 
     def publish(self, topic: str, kind: str, item_id: str, revision: int, data: Any) -> None:
@@ -219,6 +223,29 @@ class Turn:
         run = self._runs[run_id]
         step = self._workflows[run.kind].step_named(run.step)
         self.go(run_id, Go(step, step.input_type.model_validate(run.step_input)))
+
+    def fail(self, run_id: str, error: FoundryError) -> None:
+        """Park a waiting run with an error: what it waited for will not come (S28)."""
+        run = self._runs.get(run_id)
+        if run is None:
+            return
+        run.parked = run.reported = True
+        workflow = self._workflows[run.kind]
+        failure = Failure(
+            fingerprint=f"{run.kind}:{run.step}:{error.code}",
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            entity=self.key,
+            workflow=run.kind,
+            step=run.step,
+            attempt=max(run.attempt, 1),
+            will_retry=False,
+        )
+        self.tell(keys.root_of(self.key), IssueReported(failure=failure))
+        workflow.on_error(self._state, run, error, self)
+        if run.id in self._runs:
+            self.effects.runs.append(RunChange(run, workflow, Wait(), created=False))
 
     def run(self, run_id: str | None) -> Run | None:
         """Return a run that is not over, or None."""

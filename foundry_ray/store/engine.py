@@ -75,7 +75,7 @@ class Shape:
         columns = [c for c in table.columns if c.identity is None]
         self.names = [c.name for c in columns]
         self.json = frozenset(c.name for c in columns if isinstance(c.type, JSONB))
-        keys = [c.name for c in table.primary_key.columns]
+        keys = self.keys = [c.name for c in table.primary_key.columns]
         slots = ", ".join(f"%({name})s" for name in self.names)
         self.insert = f"INSERT INTO {table.name} ({', '.join(self.names)}) VALUES ({slots})"
         changes = ", ".join(f"{n} = excluded.{n}" for n in self.names if n not in keys)
@@ -141,14 +141,12 @@ class Transaction:
             return
         form = shape(type(rows[0]))
         async with self._connection.cursor() as cursor:
-            await cursor.executemany(
-                form.insert, [form.values(row) for row in rows]
-            )
+            await cursor.executemany(form.insert, [form.values(row) for row in rows])
 
     async def delete(self, row: SQLModel) -> None:
         """Delete the row with this primary key, if it is there."""
         form = shape(type(row))
-        await self.execute(form.delete, {n: getattr(row, n) for n in form.names})
+        await self.execute(form.delete, {name: getattr(row, name) for name in form.keys})
 
 
 class Database:

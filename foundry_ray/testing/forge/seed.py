@@ -123,7 +123,7 @@ async def seed_demo(forge: Forge) -> None:
             "installation",
             "created",
             installation,
-            {"repositories": names, "requester": None},
+            {"repositories": names},
             people["ada"],
         )
         store.set_setting("seeded", "demo")
@@ -180,6 +180,7 @@ def tell_foundry(forge: Forge, path: Path) -> None:
             "github_url": forge.at.base,
             "github_api_url": forge.at.api,
             "github_app_id": app.id,
+            "github_app_slug": app.slug,
             "github_app_key_file": str(key_file(forge)),
             "github_client_id": app.client_id,
             "github_client_secret": app.client_secret,

@@ -1,0 +1,1 @@
+"""The application: sign-in, app sessions, API tokens, the directory of organizations."""

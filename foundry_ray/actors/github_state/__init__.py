@@ -1,0 +1,1 @@
+"""Mirror of one organization's GitHub; the only caller of its API (S19)."""

@@ -1,0 +1,1 @@
+"""One organization: coordinator, index, runtime issues, audit (S12, S29)."""

@@ -1,0 +1,1 @@
+"""One repository: coordinator of branches and tasks (S13)."""

@@ -1,0 +1,1 @@
+"""One sandbox and everything that is done in it (S8, S18)."""

@@ -1,0 +1,1 @@
+"""Reads one running agent turn and feeds its session (S6)."""

@@ -1,0 +1,1 @@
+"""One task: one branch, from create to archive (S14)."""

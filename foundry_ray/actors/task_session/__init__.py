@@ -1,0 +1,1 @@
+"""One agent session of a task: prompts, transcript, permissions (S5)."""

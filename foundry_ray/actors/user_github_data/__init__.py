@@ -1,0 +1,1 @@
+"""One user's GitHub identity and tokens (S20)."""
