@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -61,7 +62,8 @@ def _become(order: dict[str, Any]) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     except PermissionError:
         pass  # only root may take back niceness; the program then runs as nice as we are
-    os.umask(0o077)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python does, programs do not expect it
+        signal.signal(ignored, signal.SIG_DFL)
     os.chdir(order["cwd"])
     nothing = os.open(os.devnull, os.O_RDONLY)
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
 from foundry_ray.core.errors import InvalidInput, SandboxGone, SandboxStartFailed
 from foundry_ray.providers.base import Endpoint, SandboxFacts, SandboxSpec
 from foundry_ray.providers.local_files import (
@@ -34,6 +36,8 @@ from foundry_ray.providers.local_server import (
 from foundry_ray.providers.processes import members
 
 __all__ = ["LocalProvider", "LocalRecord", "end_all", "find_binary", "list_local"]
+
+log = structlog.get_logger(__name__)
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")  # becomes a directory name
 
@@ -113,6 +117,7 @@ class LocalProvider:
                 await end_processes(record)
                 stopped = record.without_server().model_copy(update={"state": "stopped"})
                 write_record(directory, stopped)
+                log.info("sandbox_stopped", sandbox_id=sandbox_id)
 
     async def delete(self, sandbox_id: str) -> None:
         """End every process of the sandbox and remove its directory."""
@@ -122,6 +127,7 @@ class LocalProvider:
                 with contextlib.suppress(SandboxGone):  # its making was interrupted
                     await end_processes(read_record(directory))
                 await asyncio.to_thread(remove, directory)
+                log.info("sandbox_deleted", sandbox_id=sandbox_id)
 
     async def start_sandbox_agent(self, sandbox_id: str, token: str) -> None:
         """Adopt a live and answering sandbox-agent with this token, or start one."""
@@ -130,10 +136,13 @@ class LocalProvider:
             record = read_record(directory)
             if record.state != "started":
                 raise SandboxStartFailed("The sandbox is stopped.", hint="Start it first.")
-            if not await is_ours(record, token):
-                binary = find_binary(self._binary)
-                await end_processes(record)
-                await serve(directory, record, token, binary, self._environment)
+            if await is_ours(record, token):
+                log.info("sandbox_agent_adopted", sandbox_id=sandbox_id, pid=record.pid)
+                return
+            binary = find_binary(self._binary)
+            await end_processes(record)
+            await serve(directory, record, token, binary, self._environment)
+            log.info("sandbox_agent_started", sandbox_id=sandbox_id)
 
     async def preview_endpoint(self, sandbox_id: str) -> Endpoint:
         """Return the loopback address of the sandbox's sandbox-agent."""

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import acp
-from acp import schema
+from acp import helpers, schema
 
 from foundry_ray import __version__
 from foundry_ray.core.ids import new_id
@@ -83,7 +83,7 @@ class ScriptedAgent:
         session = self._load(session_id)
         self._save(session_id, {**session, "cwd": cwd})
         for text in session["past"]:
-            await self._tell(session_id, acp.update_user_message_text(text))
+            await self._tell(session_id, helpers.update_user_message_text(text))
         return schema.LoadSessionResponse(modes=_modes(session["mode"]))
 
     async def set_session_mode(
@@ -93,7 +93,7 @@ class ScriptedAgent:
         if mode_id not in MODES:
             raise acp.RequestError.invalid_params({"mode": mode_id})
         self._save(session_id, {**self._load(session_id), "mode": mode_id})
-        await self._tell(session_id, acp.update_current_mode(mode_id))
+        await self._tell(session_id, helpers.update_current_mode(mode_id))
         return schema.SetSessionModeResponse()
 
     async def prompt(
@@ -155,16 +155,16 @@ class ScriptedAgent:
                     await self._say(session_id, f"You said: {line.strip()[:ECHO]}")
 
     async def _say(self, session_id: str, text: str) -> None:
-        await self._tell(session_id, acp.update_agent_message_text(text))
+        await self._tell(session_id, helpers.update_agent_message_text(text))
 
     async def _tool(self, session_id: str, title: str, kind: Any, output: str) -> None:
         call = new_id()
         await self._tell(
-            session_id, acp.start_tool_call(call, title, kind=kind, status="in_progress")
+            session_id, helpers.start_tool_call(call, title, kind=kind, status="in_progress")
         )
-        content = [acp.tool_content(acp.text_block(output))]
+        content = [helpers.tool_content(helpers.text_block(output))]
         await self._tell(
-            session_id, acp.update_tool_call(call, status="completed", content=content)
+            session_id, helpers.update_tool_call(call, status="completed", content=content)
         )
 
     async def _write(self, session_id: str, cwd: Path, name: str, text: str) -> None:

@@ -122,7 +122,8 @@ class Agents:
     async def cancel(self, server_id: str, session_id: str) -> None:
         """Ask the agent to end the running turn."""
         body = {"jsonrpc": "2.0", "method": "session/cancel", "params": {"sessionId": session_id}}
-        await self._post(server_id, body)
+        with contextlib.suppress(AgentExited):  # then its turn is over, too
+            await self._post(server_id, body)
 
     async def answer(self, server_id: str, rpc_id: str | int, result: dict[str, Any]) -> None:
         """Answer a request of the agent; the shim drops a second answer."""

@@ -282,7 +282,11 @@ class SandboxAgent(Protocol):
         ...
 
     async def answer(self, server_id: str, rpc_id: str | int, result: dict[str, Any]) -> None:
-        """Answer a request of the agent; a second answer to one request is dropped."""
+        """Answer a request of the agent; a second answer to one request is dropped.
+
+        Raises:
+            AgentExited: The agent that asked is gone, and so is its question.
+        """
         ...
 
     async def close_agent(self, server_id: str) -> None:

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from foundry_ray.core.errors import InvalidInput
+from foundry_ray.core.errors import InvalidInput, SetupFailed
 from foundry_ray.integrations.sandbox_agent import shim
-from foundry_ray.integrations.sandbox_agent.base import AGENT_SLOTS
+from foundry_ray.integrations.sandbox_agent.base import AGENT_SLOTS, SandboxAgent
 
 SHIM = ".foundry/shim.py"
 JOURNALS = ".foundry/journal"
@@ -51,3 +51,19 @@ def launcher_files(
             program = f'#!/bin/sh\nexec {command} "$@"\n'
             files[f"{_SLOTS}/{slot}"] = (program.encode(), _PROGRAM)
     return files
+
+
+async def install(sandbox: SandboxAgent, home: str, files: Mapping[str, tuple[bytes, int]]) -> None:
+    """Put *files* into the home of a sandbox that is reached through its sandbox-agent only.
+
+    Raises:
+        SetupFailed: They could not be made executable.
+    """
+    by_mode: dict[int, list[str]] = {}
+    for path, (content, mode) in files.items():
+        await sandbox.write_file(f"{home}/{path}", content)
+        by_mode.setdefault(mode, []).append(f"{home}/{path}")
+    for mode, paths in by_mode.items():
+        told = await sandbox.run(["chmod", f"{mode:o}", *paths], cwd=home)
+        if told.exit_code != 0:
+            raise SetupFailed("Foundry's files could not be installed.", stderr=told.stderr)

@@ -56,9 +56,8 @@ class Journal:
         """Return complete records from number *from_seq* on, in order, at most *limit*."""
         found: list[JournalRecord] = []
         segments = await self._segments()
-        later = [segment.first for segment in segments[1:]]
-        for segment, following in zip(segments, [*later, None], strict=True):
-            if following is not None and following <= from_seq:
+        for position, segment in enumerate(segments, 1):
+            if position < len(segments) and segments[position].first <= from_seq:
                 continue
             content = await self._content(segment)
             whole = content.rfind(b"\n") + 1
@@ -114,19 +113,24 @@ class Follower:
         clock = asyncio.get_running_loop()
         alive_at = clock.time()
         while True:
+            is_connected = False
             try:
                 async with self._wire.events(self._path, ONLY_NEW) as events:
                     async for batch in self._catch_up():
                         yield batch
-                    if events is None:
+                    if events is None or await self._is_gone():
+                        async for batch in self._catch_up():  # its last words
+                            yield batch
                         raise AgentExited("Nothing runs under this server id.")
+                    is_connected = True
                     async with contextlib.aclosing(self._live(events)) as live:
                         async for batch in live:
                             yield batch
-                    alive_at = clock.time()
             except Unavailable:
-                if clock.time() - alive_at > BROKEN_PATIENCE:
+                if not is_connected and clock.time() - alive_at > BROKEN_PATIENCE:
                     raise
+            if is_connected:
+                alive_at = clock.time()
             await asyncio.sleep(RECONNECT)
 
     async def _live(
@@ -142,15 +146,17 @@ class Follower:
                 batch, is_behind = self._consecutive(heard)
                 if batch:
                     yield batch
+                is_calm = not heard and patience == CALM
                 patience = IDLE if heard else CALM
                 last = heard[-1].get("method") if heard else None
-                if is_behind or last in (_ENDED, EXITED) or not heard:
+                is_gone = last == EXITED or (is_calm and await self._is_gone())
+                if is_behind or is_gone or not heard:
                     async for missed in self._missed():
                         yield missed
-                if last == EXITED:
+                if is_gone:
                     raise AgentExited("The agent's shim ended.")
                 if last == _ENDED:
-                    return
+                    return  # what was missed is read with the next connection
         finally:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -169,6 +175,11 @@ class Follower:
             self._next += 1
             self._journal.note_place(place["segment"], place["end"])
         return batch, False
+
+    async def _is_gone(self) -> bool:
+        """Return whether the shim is gone; its last event may have been dropped, too."""
+        ping = {"jsonrpc": "2.0", "method": "_foundry/ping"}
+        return (await self._wire.send("POST", self._path, body=ping)).is_error
 
     async def _missed(self) -> AsyncGenerator[list[JournalRecord], None]:
         if await self._journal.has_more():

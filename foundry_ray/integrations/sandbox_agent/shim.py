@@ -45,6 +45,7 @@ SILENCE_LOOK = 200  # milliseconds between looks at an agent that closed its out
 SILENCE_PATIENCE = 2.0  # seconds that such an agent has to exit; it can never answer again
 CLOSE_PATIENCE = (0.3, 1.0)  # seconds after end of input, and after TERM
 PERMISSION = "session/request_permission"
+PING = "_foundry/ping"  # arriving is all that it is for
 AGENT_GONE = -32000
 METHOD_NOT_FOUND = -32601
 INVALID = -32602
@@ -299,7 +300,7 @@ class Shim:
     def _from_client(self, line: bytes) -> None:
         message = json.loads(line)
         method, rpc_id = message.get("method"), message.get("id")
-        if self._journal is None and not self._open_journal(message):
+        if method == PING or (self._journal is None and not self._open_journal(message)):
             return
         if method is None:
             self._client_answered(message)
