@@ -56,7 +56,7 @@ async def test_stopping_leaves_no_process_and_every_file(root: Path) -> None:
         await client.open_agent("agent", "scripted")
         await client.start_process(["setsid", "sh", "-c", stubborn], cwd="/")
     mark = list_local(root)[0].mark
-    assert len(members(mark)) >= 5
+    await eventually(lambda: len(members(mark)) >= 5)
     began = time.monotonic()
     await place.provider.stop(place.sandbox_id)
 
