@@ -244,10 +244,7 @@ async def install(forge: Forge, request: Request, body: dict[str, Any]) -> Any:
         installation = forge.directory.installation(made)
         assert installation is not None, "just inserted"
         covered = forge.directory.covered(installation)
-        payload = {
-            "repositories": [shapes.repository_name(one, holder) for one in covered],
-            "requester": None,
-        }
+        payload = {"repositories": [shapes.repository_name(one, holder) for one in covered]}
         forge.webhooks.emit_installation("installation", "created", installation, payload, sender)
     return shapes.installation(forge.at, installation, holder, app.slug, None)
 

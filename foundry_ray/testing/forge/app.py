@@ -89,7 +89,7 @@ async def _rate_limit(call: Call) -> Response:
         name: int(headers[f"X-RateLimit-{name.title()}"])
         for name in ("limit", "remaining", "reset", "used")
     }
-    return answer({"resources": {"core": core}, "rate": core})
+    return answer({"resources": {"core": core, "search": core}, "rate": core})
 
 
 async def _missing(request: Request) -> Response:

@@ -126,9 +126,10 @@ class Gate:
         value = value.strip()
         if scheme.lower() == "basic":
             try:
-                value = base64.b64decode(value, validate=True).decode().partition(":")[2]
+                name, _, word = base64.b64decode(value, validate=True).decode().partition(":")
             except (binascii.Error, UnicodeDecodeError) as trouble:
                 raise BadCredentials("Bad credentials") from trouble
+            value = name if word in ("", "x-oauth-basic") else word
         elif scheme.lower() not in ("bearer", "token"):
             raise BadCredentials("Bad credentials")
         if value.count(".") == 2:

@@ -40,21 +40,22 @@ async def get_branch(call: Call) -> Response:
     """GET one branch with its commit."""
     repository = call.repository("contents")
     name = call.part("branch")
-    git = call.forge.git(repository)
-    sha = (await git.refs()).get(f"refs/heads/{name}")
+    sha = (await call.forge.git(repository).refs()).get(f"refs/heads/{name}")
     if sha is None:
         raise ApiError(404, "Branch not found")
-    commit = content.commit(call.forge, repository, await git.commit(sha))
-    shape = content.branch(call.forge, repository, name, sha)
-    owner = call.forge.directory.known(repository.owner_id)
-    shape |= {
+    return answer(await _full(call.forge, repository, name, sha))
+
+
+async def _full(forge: Forge, repository: Repository, name: str, sha: str) -> dict[str, Any]:
+    commit = content.commit(forge, repository, await forge.git(repository).commit(sha))
+    owner = forge.directory.known(repository.owner_id)
+    return content.branch(forge, repository, name, sha) | {
         "commit": commit,
         "_links": {
-            "self": call.forge.at.rest("repos", owner.login, repository.name, "branches", name),
-            "html": call.forge.at.html(owner.login, repository.name, "tree", name),
+            "self": forge.at.rest("repos", owner.login, repository.name, "branches", name),
+            "html": forge.at.html(owner.login, repository.name, "tree", name),
         },
     }
-    return answer(shape)
 
 
 async def rename_branch(call: Call) -> Response:
@@ -80,7 +81,7 @@ async def rename_branch(call: Call) -> Response:
                     call.forge.store.update("pulls", pull.id, head_ref=new)
                 if pull.repository_id == repository.id and pull.base_ref == old:
                     call.forge.store.update("pulls", pull.id, base_ref=new)
-    return answer(content.branch(call.forge, repository, new, sha), 201)
+    return answer(await _full(call.forge, repository, new, sha), 201)
 
 
 # -- refs -----------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from foundry_ray.testing.forge import pushes, shapes
 from foundry_ray.testing.forge.context import Forge
 from foundry_ray.testing.forge.git import Git, Person
@@ -43,33 +45,72 @@ async def build(
                 "message": "name already exists on this account",
             }
         )
-    number = forge.store.value("SELECT seq FROM sqlite_sequence WHERE name = 'repositories'")
-    plain = f"{owner.login}/{name}.git"
-    taken = (forge.repositories / plain).exists()  # of a renamed one, or of a start that died
-    git_dir = f"{owner.login}/{name}-{number + 1}.git" if taken else plain
+    git_dir = _free_place(forge, owner, name)
     git = Git(forge.repositories / git_dir)
     await git.create(default_branch)
     tip = await _write(forge, git, history)
     if tip is not None:
         await git.update_ref(f"refs/heads/{default_branch}", tip, None)
+    refs = {} if tip is None else {f"refs/heads/{default_branch}": tip}
+    return _record(
+        forge,
+        refs,
+        owner_id=owner.id,
+        name=name,
+        description=description,
+        private=int(private),
+        default_branch=default_branch,
+        git_dir=git_dir,
+    )
+
+
+async def fork(forge: Forge, source: Repository, owner: Account) -> Repository:
+    """Copy *source* with its branches to another account; one that is there stays as it is."""
+    for existing in forge.directory.repositories_of(owner.id):
+        if existing.fork_of == source.id:
+            return existing
+    if owner.id == source.owner_id:
+        invalid({"resource": "Repository", "field": "organization", "code": "invalid"})
+    taken = forge.directory.repository(owner.login, source.name) is not None
+    name = f"{source.name}-1" if taken else source.name
+    git_dir = _free_place(forge, owner, name)
+    git = Git(forge.repositories / git_dir)
+    await git.create(source.default_branch)
+    origin = str(forge.git(source).path)
+    await git.run("fetch", "--quiet", origin, "+refs/heads/*:refs/heads/*")
+    return _record(
+        forge,
+        await git.refs(),
+        owner_id=owner.id,
+        name=name,
+        description=source.description,
+        private=source.private,
+        default_branch=source.default_branch,
+        fork_of=source.id,
+        git_dir=git_dir,
+    )
+
+
+def _free_place(forge: Forge, owner: Account, name: str) -> str:
+    """Return a directory that nothing has, not even what a start that died left behind."""
+    plain = f"{owner.login}/{name}"
+    return next(
+        place
+        for place in (f"{plain}{suffix}.git" for suffix in ("", *(f"~{n}" for n in range(1, 99))))
+        if not (forge.repositories / place).exists()
+    )
+
+
+def _record(forge: Forge, refs: dict[str, str], **columns: Any) -> Repository:
     now = forge.store.now()
     with forge.store.transaction():
         made = forge.store.insert(
-            "repositories",
-            owner_id=owner.id,
-            name=name,
-            description=description,
-            private=int(private),
-            default_branch=default_branch,
-            git_dir=git_dir,
-            created_at=now,
-            updated_at=now,
-            pushed_at=now,
+            "repositories", **columns, created_at=now, updated_at=now, pushed_at=now
         )
         repository = forge.directory.repository_by_id(made)
         assert repository is not None, "just inserted"
-        if tip is not None:
-            pushes.remember(forge, repository, f"refs/heads/{default_branch}", tip)
+        for ref, sha in refs.items():
+            pushes.remember(forge, repository, ref, sha)
     return repository
 
 

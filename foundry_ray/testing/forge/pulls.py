@@ -162,7 +162,7 @@ def _source(call: Call, repository: Repository, owner: str) -> Repository | None
         (
             fork
             for fork in call.forge.directory.repositories_of(account.id)
-            if fork.fork_of == repository.id
+            if fork.fork_of == repository.id and call.forge.gate.sees(call.principal, fork)
         ),
         None,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from foundry_ray.testing.forge import shapes
+from foundry_ray.testing.forge import making, shapes
 from foundry_ray.testing.forge.auth import AsInstallation, AsUser
 from foundry_ray.testing.forge.records import Repository
 from foundry_ray.testing.forge.web import Call, answer, listing, not_found, route
@@ -101,7 +101,14 @@ async def permission(call: Call) -> Response:
     )
 
 
+async def fork(call: Call) -> Response:
+    """POST a copy of a repository that the person may read, into their own account."""
+    repository = call.repository("contents")
+    return answer(full(call, await making.fork(call.forge, repository, call.user().user)), 202)
+
+
 ROUTES = [
+    route("POST", "/repos/{owner}/{repo}/forks", fork),
     route("GET", "/orgs/{org}/repos", organization_repositories),
     route("GET", "/user/repos", user_repositories),
     route("GET", "/repos/{owner}/{repo}", get_repository),

@@ -68,8 +68,6 @@ async def seed_demo(forge: Forge) -> None:
         return
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     _write_key(key_file(forge), key)
-    # An earlier start may have died after it made the git directory.
-    shutil.rmtree(forge.repositories / "acme", ignore_errors=True)
     store, directory = forge.store, forge.directory
     with store.transaction():
         if directory.account("acme") is None:
@@ -83,6 +81,8 @@ async def seed_demo(forge: Forge) -> None:
     acme_account = directory.account("acme")
     assert acme_account is not None, "made above"
     if directory.repository("acme", "demo") is None:
+        # An earlier start may have died after it made the git directory.
+        shutil.rmtree(forge.repositories / "acme" / "demo.git", ignore_errors=True)
         readme = {"README.md": _README, ".gitignore": "__pycache__/\n"}
         code = readme | {"src/__init__.py": "", "src/app.py": _APP}
         await making.build(

@@ -87,7 +87,8 @@ def _only_one(root: Path) -> Iterator[None]:
 def _listen(store: Store, port: int | None) -> socket.socket:
     """Bind the port that every stored URL of this forge names."""
     wanted = port or int(store.setting("port") or 0)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # asyncio turns Nagle's delay (40 ms for each answer) off only where the protocol is said.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, wanted))

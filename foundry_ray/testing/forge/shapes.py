@@ -168,9 +168,9 @@ def organization_profile(at: Addresses, who: Account, *, repositories: int) -> J
     """Return the full form of an organization."""
     return organization(at, who) | {
         "name": who.name,
-        "company": None,
+        "company": "",
         "blog": "",
-        "location": None,
+        "location": "",
         "email": who.email,
         "twitter_username": None,
         "is_verified": False,

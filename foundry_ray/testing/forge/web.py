@@ -24,7 +24,6 @@ from foundry_ray.testing.forge.auth import (
     Suspended,
 )
 from foundry_ray.testing.forge.context import Forge
-from foundry_ray.testing.forge.git import GitFailed
 from foundry_ray.testing.forge.records import Account, Repository
 
 log = logging.getLogger("foundry.forge")
@@ -192,7 +191,7 @@ async def _serve(handler: Handler, request: Request) -> Response:
         response = answer(trouble.body, trouble.status)
     except ClientDisconnect:
         raise
-    except (GitFailed, Exception):
+    except Exception:
         log.exception("request_failed method=%s path=%s", request.method, request.url.path)
         response = answer({"message": "Server Error", "documentation_url": DOCUMENTATION}, 500)
     response = _conditional(request, response)

@@ -191,7 +191,8 @@ class Webhooks:
 
     async def run(self) -> None:
         """Send what is recorded until cancelled; what is under way then is sent after a restart."""
-        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        # A connection for each: a kept one that the receiver just closed would fail a delivery.
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0)
         # No proxy of the environment: the receiver is where the URL says.
         client = httpx.AsyncClient(timeout=ANSWER_WITHIN, limits=limits, trust_env=False)
         async with client:
