@@ -23,7 +23,8 @@ from foundry_ray.core.errors import (
     Unavailable,
 )
 from foundry_ray.core.ids import new_id
-from foundry_ray.integrations.sandbox_agent.base import JournalRecord
+from foundry_ray.integrations.sandbox_agent import agents
+from foundry_ray.integrations.sandbox_agent.base import AGENT_SLOTS, JournalRecord
 from foundry_ray.integrations.sandbox_agent.client import SandboxAgentClient
 from foundry_ray.providers.local import list_local
 from tests.helpers import eventually
@@ -280,6 +281,19 @@ async def test_agents_that_are_not_there_are_told_apart(
     with pytest.raises(AgentExited):
         await follow_until(client, server_id, end_of("m1"))
     assert await client.journal(server_id, 1) == []
+
+
+async def test_a_launcher_that_ends_at_once_is_a_missing_agent(
+    client: SandboxAgentClient, place: Place, server_id: str
+) -> None:
+    launcher = Path(place.facts.home, ".local/share/sandbox-agent/bin/agent_processes/pi-acp")
+    launcher.write_text("#!/bin/sh\nexec /nowhere/python\n")
+    launcher.chmod(0o755)
+    slots = {**AGENT_SLOTS, "broken": "pi"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents, "AGENT_SLOTS", slots)
+        with pytest.raises(AgentMissing):
+            await client.open_agent(server_id, "broken")
 
 
 async def test_a_prompt_that_is_too_large_is_refused(
