@@ -142,7 +142,7 @@ class Client:
     async def _room(self, transaction: Transaction, target: str) -> None:
         row = await transaction.one(
             "SELECT count(*) AS waiting FROM (SELECT 1 FROM rt_mailbox WHERE target = %s"
-            " AND parked_at IS NULL LIMIT %s) AS some",
+            " AND parked_at IS NULL LIMIT %s) AS found",
             (target, self._limit),
         )
         if row is not None and row["waiting"] >= self._limit:

@@ -110,9 +110,9 @@ class Turn:
         self.effects = Effects()
         self.replied = False
         self._deferred = False
-        self._workflows = workflows or {}
+        self._workflows = {} if workflows is None else workflows
         self._state = state
-        self._runs = runs or {}
+        self._runs = {} if runs is None else runs
 
     # -- messages ----------------------------------------------------------------
 
