@@ -21,6 +21,10 @@ COMMANDS = (
     "foundry_ray.cli.status",
     "foundry_ray.cli.doctor",
     "foundry_ray.cli.database",
+    "foundry_ray.cli.demo",
+    "foundry_ray.cli.tree",
+    "foundry_ray.cli.tokens",
+    "foundry_ray.cli.issues",
 )
 
 

@@ -14,26 +14,31 @@ from foundry_ray.core.errors import NotFound
 APP = "app"
 APP_GITHUB = "app/github"
 
-_ID = r"[0-9a-z][0-9a-z_-]{0,63}"
-_SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(shape + r"\Z"))
-    for kind, shape in (
-        ("app_shell", r"app"),
-        ("github_state", r"app/github"),
-        ("user_github_data", r"app/user/\d+"),
-        ("organization", r"org/\d+"),
-        ("github_state", r"org/\d+/github"),
-        ("sandbox_instance", rf"org/\d+/sandbox/{_ID}/{_ID}"),
-        ("repository", r"org/\d+/repo/\d+"),
-        ("history", r"org/\d+/repo/\d+/history"),
-        ("task", rf"org/\d+/repo/\d+/task/{_ID}"),
-        ("task_session", rf"org/\d+/repo/\d+/task/{_ID}/session/{_ID}"),
-        (
-            "session_status_sync",
-            rf"org/\d+/repo/\d+/task/{_ID}/session/{_ID}/status-sync",
-        ),
-    )
+# What a key of each kind looks like. <org>, <repo> and <user> are GitHub's numbers.
+SHAPES: tuple[tuple[str, str], ...] = (
+    ("app_shell", "app"),
+    ("github_state", "app/github"),
+    ("user_github_data", "app/user/<user>"),
+    ("organization", "org/<org>"),
+    ("github_state", "org/<org>/github"),
+    ("sandbox_instance", "org/<org>/sandbox/<provider>/<sandbox>"),
+    ("repository", "org/<org>/repo/<repo>"),
+    ("history", "org/<org>/repo/<repo>/history"),
+    ("task", "org/<org>/repo/<repo>/task/<task>"),
+    ("task_session", "org/<org>/repo/<repo>/task/<task>/session/<session>"),
+    (
+        "session_status_sync",
+        "org/<org>/repo/<repo>/task/<task>/session/<session>/status-sync",
+    ),
 )
+
+
+def _pattern(shape: str) -> re.Pattern[str]:
+    numbers = re.sub(r"<(org|repo|user)>", r"[0-9]+", shape)
+    return re.compile(re.sub(r"<[a-z]+>", r"[0-9a-z][0-9a-z_-]{0,63}", numbers) + r"\Z")
+
+
+_PATTERNS = tuple((kind, _pattern(shape)) for kind, shape in SHAPES)
 
 
 def organization(organization_id: str | int) -> str:
@@ -87,8 +92,8 @@ def kind_of(key: str) -> str:
     Raises:
         NotFound: No kind of entity has such a key; refuse the message at the door.
     """
-    for kind, shape in _SHAPES:
-        if shape.match(key):
+    for kind, pattern in _PATTERNS:
+        if pattern.match(key):
             return kind
     raise NotFound("No entity can have this key.", key=key)
 
