@@ -31,7 +31,7 @@ from foundry_ray.core.messages import (
     decode,
 )
 from foundry_ray.core.secrets import Sealer
-from foundry_ray.runtime import commit, host, mailbox
+from foundry_ray.runtime import commit, host, mailbox, supervision
 from foundry_ray.runtime.actor import Actor
 from foundry_ray.runtime.commit import AlreadyApplied, Fenced
 from foundry_ray.runtime.mailbox import PATIENCE, Letter
@@ -44,6 +44,8 @@ log = get_logger("runtime")
 
 # A store that is away is asked again this often; turns wait meanwhile, nothing is lost.
 STORE_PATIENCE = timedelta(seconds=0.5)
+# How long an activation waits for its cluster's turn; ``app`` waits for ever.
+LEASE_PATIENCE = timedelta(seconds=15)
 
 
 class Passivated(Unavailable):
@@ -52,12 +54,20 @@ class Passivated(Unavailable):
     code = "passivated"
 
 
+class LeaseElsewhere(Unavailable):
+    """Another cluster on this database may activate now, not this one."""
+
+    code = "lease_elsewhere"
+
+
 @dataclass
 class Kernel:
     """What every activation of a process shares.
 
     Attributes:
         tools: Per actor type, what its steps work with (adapters).
+        lease_holder: Name of the cluster, which activates only while it has the lease;
+            None when there can be only one.
         hint: Called after a commit with feed rows; wakes the streams.
         point: Called at named points (durability tests crash there).
     """
@@ -69,6 +79,7 @@ class Kernel:
     tools: dict[str, Any]
     actors: dict[str, type[Actor[Any]]]
     idle_factor: float = 1.0
+    lease_holder: str | None = None
     hint: Callable[[], None] = lambda: None
     point: Callable[[str], None] = lambda _name: None
 
@@ -132,6 +143,7 @@ class Activation:
         }
         self.actor: Actor[Any] | None = None
         self.epoch = 0
+        self.activated = asyncio.Event()
         self.ended = asyncio.Event()
         self.moved_at = kernel.clock.now()
         self._runs: dict[str, Run] = {}
@@ -139,7 +151,7 @@ class Activation:
         self._working: dict[str, asyncio.Task[None]] = {}
         self._outcomes: deque[_Outcome] = deque()
         self._handed: deque[_Handed] = deque()
-        self._waiters: dict[str, asyncio.Event] = {}
+        self._waiters: dict[str, list[asyncio.Event]] = {}
         self._wake = asyncio.Event()
         self._draining = False
 
@@ -151,7 +163,8 @@ class Activation:
 
     async def answered(self, command_id: str) -> None:
         """Return when the reply of *command_id* is committed; Passivated if this ends before."""
-        event = self._waiters.setdefault(command_id, asyncio.Event())
+        event = asyncio.Event()
+        self._waiters.setdefault(command_id, []).append(event)
         self.ring()
         try:
             if await self._has_reply(command_id):
@@ -166,7 +179,10 @@ class Activation:
             if not event.is_set():
                 raise Passivated(key=self.key)
         finally:
-            self._waiters.pop(command_id, None)
+            waiters = self._waiters[command_id]
+            waiters.remove(event)
+            if not waiters:
+                del self._waiters[command_id]
 
     async def hand(self, message: Message) -> Any:
         """Handle *message* in a turn of its own and return the answer."""
@@ -210,6 +226,12 @@ class Activation:
             except Fenced:
                 log.info("activation_fenced", epoch=self.epoch)
                 return
+            except LeaseElsewhere:
+                waited = self.kernel.clock.now() - self.moved_at
+                if self._draining or (self.key != keys.APP and waited > LEASE_PATIENCE):
+                    log.info("lease_elsewhere")
+                    return
+                await asyncio.sleep(STORE_PATIENCE.total_seconds())
             except CommitConflict as conflict:
                 log.info("turn_repeated", reason=conflict.context.get("reason"))
                 await self._reload()
@@ -226,6 +248,8 @@ class Activation:
             before = await transaction.one(
                 "SELECT host FROM rt_entity WHERE key = %s FOR UPDATE", (self.key,)
             )
+            gone = before is None or host.proven_gone(before["host"])
+            await self._check_lease(transaction, predecessor_gone=gone)
             row = await transaction.one(
                 "INSERT INTO rt_entity (key, kind, parent_key, root, epoch, revision, host,"
                 " activated_at, created_at) VALUES (%(key)s, %(kind)s, %(parent)s, %(root)s, 1, 0,"
@@ -245,9 +269,26 @@ class Activation:
             if before is not None and before["host"] is not None:
                 await self._suspect(transaction)
         self.epoch = row["epoch"]
-        gone = before is None or host.proven_gone(before["host"])
         await self._load(gone)
+        self.activated.set()
         log.info("activated", epoch=self.epoch)
+
+    async def _check_lease(self, transaction: Transaction, *, predecessor_gone: bool) -> None:
+        """Let only the cluster that has the lease activate; ``app`` takes it.
+
+        Raises:
+            LeaseElsewhere: Another cluster has it.
+        """
+        holder = self.kernel.lease_holder
+        if holder is None:
+            return
+        if self.key == keys.APP:
+            # The process of the last `app` renewed the lease: if it is gone, nobody does.
+            mine = await supervision.take_lease(transaction, holder, orphaned=predecessor_gone)
+        else:
+            mine = await supervision.has_lease(transaction, holder)
+        if not mine:
+            raise LeaseElsewhere(key=self.key)
 
     async def _suspect(self, transaction: Transaction) -> None:
         """Count an attempt for the message that was first in line when the last process died."""
@@ -447,7 +488,7 @@ class Activation:
             if task is not None:
                 task.cancel()
         for reply in effects.replies:
-            if event := self._waiters.get(reply.command_id):
+            for event in self._waiters.get(reply.command_id, ()):
                 event.set()
         for target in dict.fromkeys(mail.target for mail in effects.mail):
             if target != self.key:

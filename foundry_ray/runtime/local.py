@@ -15,13 +15,20 @@ from foundry_ray.core.errors import Unavailable
 from foundry_ray.core.messages import Message
 from foundry_ray.runtime.activation import Activation, Kernel
 from foundry_ray.runtime.supervision import due_below, roots_with_work
+from foundry_ray.runtime.supervisor import Supervisor
 
 
 class LocalHost:
-    """A waker whose activations all live here."""
+    """A waker whose activations all live here.
 
-    def __init__(self) -> None:
+    Args:
+        supervise: Let ``app`` and organizations sweep by themselves, as in a cluster.
+    """
+
+    def __init__(self, *, supervise: bool = False) -> None:
         self.kernel: Kernel | None = None
+        self._supervise = supervise
+        self._supervisors: dict[str, Supervisor] = {}
         self._live: dict[str, tuple[Activation, asyncio.Task[None]]] = {}
         self._starting: dict[str, asyncio.Event] = {}
         self.on_crash: Callable[[str, BaseException], None] | None = None
@@ -33,6 +40,8 @@ class LocalHost:
     def ring(self, key: str) -> None:
         """Wake or start the activation of *key*."""
         self._activation(key).ring()
+        if key in self._supervisors:
+            self._supervisors[key].ring()
 
     async def answered(self, key: str, command_id: str) -> None:
         """Return when the reply of *command_id* is committed."""
@@ -58,6 +67,10 @@ class LocalHost:
         task = asyncio.create_task(activation.run(), name=key)
         self._live[key] = (activation, task)
         task.add_done_callback(lambda done: self._over(key, activation, done))
+        if self._supervise and activation.actor_class.supervises:
+            supervisor = self._supervisors[key] = Supervisor(activation)
+            loop = asyncio.create_task(supervisor.run(), name=f"{key}:supervisor")
+            task.add_done_callback(lambda _: loop.cancel())
         return activation
 
     def _over(self, key: str, activation: Activation, done: asyncio.Task[None]) -> None:

@@ -1,18 +1,30 @@
-"""What supervisors look at: who has due work, and who does not move.
+"""What supervisors look at: who has due work, who does not move, which cluster may act.
 
 Parent and child are data. Never a call per child: one query per supervisor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
+from foundry_ray.runtime import host
 from foundry_ray.store.engine import Transaction
 
 # An activation whose oldest due message is older than this, and that has not committed
 # since it was rung, is ended and activated anew.
 STUCK_AFTER = timedelta(seconds=5)
+# A live activation knows its own timers; it is reminded of what is due for this long.
+REMIND_AFTER = timedelta(seconds=1)
+# ... and this often when all that is due is being worked on, in case it lives elsewhere
+# and has died there.
+REMIND_EVERY = timedelta(seconds=2)
+
+# How long a cluster may act without renewing its lease, by the server's clock.
+LEASE_SECONDS = 10
+LEASE_RENEWED_EVERY = timedelta(seconds=3)
 
 
 async def roots_with_work(transaction: Transaction, now: datetime) -> list[str]:
@@ -42,48 +54,103 @@ class Due:
     Attributes:
         oldest: When the oldest due message or unclaimed step became due; None when
             everything due is being worked on.
-        revision: Counts the entity's commits; it rises while the entity moves.
+        moves: Counts the entity's activations and commits; it rises while it moves.
+        host: Where its activation lives, as stored; None when it has none.
     """
 
     key: str
     oldest: datetime | None
-    revision: int
-    hosted: bool
+    moves: int
+    host: dict[str, Any] | None
+
+    @property
+    def dead(self) -> bool:
+        """Whether no process can be working for it: none is recorded, or it is gone."""
+        return host.proven_gone(self.host)
+
+
+_DUE = (
+    "SELECT m.target, min(m.due_at) FILTER (WHERE r.claimed_epoch IS NULL) AS oldest,"
+    " coalesce(e.revision + e.epoch, 0) AS moves, e.host"
+    " FROM rt_mailbox m LEFT JOIN rt_entity e ON e.key = m.target"
+    " LEFT JOIN rt_run r ON r.id = m.run_id"
+    " WHERE {} AND m.parked_at IS NULL AND m.due_at <= %s"
+    " GROUP BY m.target, e.key ORDER BY min(m.due_at)"
+)
 
 
 async def due_below(transaction: Transaction, root: str, now: datetime) -> list[Due]:
     """Return the entities of one tree that have due work, the longest waiting first."""
-    rows = await transaction.fetch(
-        "SELECT m.target, min(m.due_at) FILTER (WHERE r.claimed_epoch IS NULL) AS oldest,"
-        " coalesce(max(e.revision), 0) AS revision, bool_or(e.host IS NOT NULL) AS hosted"
-        " FROM rt_mailbox m LEFT JOIN rt_entity e ON e.key = m.target"
-        " LEFT JOIN rt_run r ON r.id = m.run_id"
-        " WHERE m.root = %s AND m.parked_at IS NULL AND m.due_at <= %s"
-        " GROUP BY m.target ORDER BY min(m.due_at)",
-        (root, now),
-    )
-    return [Due(row["target"], row["oldest"], row["revision"], bool(row["hosted"])) for row in rows]
+    rows = await transaction.fetch(_DUE.format("m.root = %s"), (root, now))
+    return [Due(row["target"], row["oldest"], row["moves"], row["host"]) for row in rows]
+
+
+async def due_among(transaction: Transaction, chosen: Collection[str], now: datetime) -> list[Due]:
+    """Return those of the *chosen* entities that have due work themselves."""
+    rows = await transaction.fetch(_DUE.format("m.target = ANY(%s)"), (list(chosen), now))
+    return [Due(row["target"], row["oldest"], row["moves"], row["host"]) for row in rows]
 
 
 class Watch:
-    """Remembers what a supervisor saw, and tells who is stuck."""
+    """Remembers what a supervisor saw and did; tells whom to ring, and who is stuck."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, datetime]] = {}
+        self._rung: dict[str, datetime] = {}
 
-    def stuck(self, found: list[Due], now: datetime) -> list[str]:
+    def to_ring(self, found: Collection[Due], now: datetime) -> list[str]:
+        """Return the keys to ring now; they count as rung."""
+        rung = {due.key: self._rung[due.key] for due in found if due.key in self._rung}
+        chosen = [due.key for due in found if self._wants(due, rung.get(due.key), now)]
+        rung.update(dict.fromkeys(chosen, now))
+        self._rung = rung
+        return chosen
+
+    @staticmethod
+    def _wants(due: Due, rung: datetime | None, now: datetime) -> bool:
+        if due.dead or (due.oldest is not None and now - due.oldest >= REMIND_AFTER):
+            return True
+        return due.oldest is None and (rung is None or now - rung >= REMIND_EVERY)
+
+    def stuck(self, found: Collection[Due], now: datetime) -> list[str]:
         """Return the keys that were rung, have old due mail, and have not moved since."""
         result = []
         seen: dict[str, tuple[int, datetime]] = {}
         for due in found:
-            if due.oldest is None or not due.hosted:
+            if due.oldest is None or due.dead:
                 continue
-            revision, since = self._seen.get(due.key, (due.revision, now))
-            if revision != due.revision:
-                revision, since = due.revision, now
-            seen[due.key] = (revision, since)
+            moves, since = self._seen.get(due.key, (due.moves, now))
+            if moves != due.moves:
+                moves, since = due.moves, now
+            seen[due.key] = (moves, since)
             if now - since > STUCK_AFTER and now - due.oldest > STUCK_AFTER:
                 result.append(due.key)
                 del seen[due.key]
         self._seen = seen
         return result
+
+
+async def take_lease(transaction: Transaction, holder: str, *, orphaned: bool) -> bool:
+    """Let *holder* be the one cluster that activates; return whether it is.
+
+    Args:
+        orphaned: The process that renewed the lease is certainly gone.
+    """
+    touched = await transaction.execute(
+        "INSERT INTO rt_cluster (id, holder, lease_until)"
+        " VALUES (1, %(holder)s, now() + make_interval(secs => %(seconds)s))"
+        " ON CONFLICT (id) DO UPDATE"
+        " SET holder = excluded.holder, lease_until = excluded.lease_until"
+        " WHERE rt_cluster.holder = excluded.holder OR rt_cluster.lease_until < now()"
+        " OR %(orphaned)s",
+        {"holder": holder, "seconds": LEASE_SECONDS, "orphaned": orphaned},
+    )
+    return touched == 1
+
+
+async def has_lease(transaction: Transaction, holder: str) -> bool:
+    """Return whether *holder* is the cluster that may activate now."""
+    row = await transaction.one(
+        "SELECT 1 FROM rt_cluster WHERE holder = %s AND lease_until > now()", (holder,)
+    )
+    return row is not None
