@@ -167,9 +167,7 @@ def kernel(
             clock=outside.clock,
             environment=environment,
         ),
-        "session_status_sync": ReaderTools(
-            providers=outside.providers, connect=connect, clock=outside.clock
-        ),
+        "session_status_sync": ReaderTools(providers=outside.providers, connect=connect),
     }
     if outside.github is not None:
         tools["github_state"] = GitHubTools(

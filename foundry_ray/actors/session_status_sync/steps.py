@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 
 from pydantic import SecretStr
 
 from foundry_ray.actors.task_session.messages import AppendRecords, Record
-from foundry_ray.core.clock import Clock
 from foundry_ray.core.errors import AgentExited, SandboxGone, SandboxStartFailed
 from foundry_ray.core.messages import Value
 from foundry_ray.core.retry import RetryPolicy
@@ -28,7 +29,6 @@ class ReaderTools:
 
     providers: Mapping[str, SandboxProvider]
     connect: Callable[[Endpoint, SecretStr, str], SandboxAgent]
-    clock: Clock
 
 
 class FollowInput(Value):
@@ -56,26 +56,30 @@ class Followed(Value):
 async def follow_journal(tools: ReaderTools, input: FollowInput, context: StepContext) -> Followed:
     """Hand the journal to the session until the turn ends or the slice is over."""
     place = input.from_seq
-    until = tools.clock.now() + SLICE
     try:
         name, sandbox_id = input.sandbox_key.split("/")[3:5]
         provider = tools.providers[name]
         facts = await provider.get(sandbox_id)
         endpoint = await provider.preview_endpoint(sandbox_id)
         token = await context.secret(f"{input.sandbox_key}#token")
-        async with tools.connect(endpoint, token, facts.home) as agent:
-            async for batch in agent.follow(input.server_id, place):
+        async with (
+            asyncio.timeout(SLICE.total_seconds()),
+            tools.connect(endpoint, token, facts.home) as agent,
+            aclosing(agent.follow(input.server_id, place)) as batches,
+        ):
+            async for batch in batches:
                 while batch:
                     records = [Record.model_validate(r.model_dump()) for r in batch[:BATCH]]
-                    answer = await context.hand(input.session_key, AppendRecords(records=records))
+                    given = AppendRecords(records=records)
+                    answer = await context.hand(input.session_key, given)
                     place = answer["next"]
                     if answer["ended"]:
                         return Followed(ended=True, next_seq=place)
                     if place < batch[0].seq:
                         return Followed(next_seq=place)  # a gap: read again from the cursor
                     batch = [record for record in batch if record.seq >= place]
-                if tools.clock.now() >= until:
-                    break
+    except TimeoutError:
+        return Followed(next_seq=place)  # the slice is over, the turn is not
     except (AgentExited, SandboxStartFailed, SandboxGone):
         return Followed(lost=True, next_seq=place)
     return Followed(next_seq=place)
