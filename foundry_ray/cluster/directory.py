@@ -1,0 +1,340 @@
+"""Finds, starts and rings the Ray actors of entities; this is the kernel's waker.
+
+Creating and looking up actors blocks, for seconds when Ray is busy, so one thread does it and
+every submission. All that it knows stands in that thread; others only put jobs into its queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, PendingCallsLimitExceeded
+
+from foundry_ray.core import keys
+from foundry_ray.core.errors import FoundryError, Unavailable
+from foundry_ray.core.logging import get_logger
+from foundry_ray.core.messages import Message
+from foundry_ray.runtime.refs import raise_stored
+
+log = get_logger("cluster")
+
+NAMESPACE = "foundry"
+STARTS_AT_ONCE = 4  # per process; more only make each other slow
+START_PATIENCE = 60.0  # seconds after which a start no longer holds back others
+LONGEST_BACKOFF = 30.0
+RINGS_OF_A_FAILURE = 3
+PENDING_CALLS = 1000  # per handle
+REMEMBERED = 2000  # keys, before those that do nothing at the moment are forgotten
+# Seconds before a lost ring is given again; then the supervisor's sweep finds what is due.
+RING_AGAIN = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+# What an actor answers to ring, start and answered.
+DONE, ENDED, FAILED = "done", "ended", "failed"
+
+
+@dataclass
+class _Job:
+    """Something to do with the actor of a key: a method to call, or its end."""
+
+    key: str
+    method: str
+    arguments: tuple[Any, ...] = ()
+    attempt: int = 0
+    loop: asyncio.AbstractEventLoop | None = None
+    future: asyncio.Future[Any] | None = None
+    handle: Any = None
+
+    def deliver(self, answer: Any, error: FoundryError | None = None) -> None:
+        """Give the answer to whoever waits in an event loop."""
+        if self.loop is None or self.future is None:
+            return
+        try:
+            self.loop.call_soon_threadsafe(_settle, self.future, answer, error)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            log.debug("answer_unheard", key=self.key)
+
+
+@dataclass
+class _Outcome:
+    """What came of a call."""
+
+    job: _Job
+    answer: Any
+    error: BaseException | None
+
+
+@dataclass
+class _Known:
+    """What the thread knows of one key.
+
+    Attributes:
+        starting: When this process began to start it; 0 when it does not.
+        again: It was rung while it started.
+        failures: Starts that failed one after the other.
+        not_before: When the next start may be tried.
+    """
+
+    handle: Any = None
+    starting: float = 0.0
+    again: bool = False
+    failures: int = 0
+    not_before: float = 0.0
+
+
+def _settle(future: asyncio.Future[Any], answer: Any, error: FoundryError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(answer)
+    else:
+        future.set_exception(error)
+
+
+@dataclass
+class Directory:
+    """The waker of one process of a Ray cluster (runtime.ports.Waker).
+
+    Args:
+        classes: Ray actor class by kind of entity.
+        namespace: Ray namespace in which names are unique.
+    """
+
+    classes: Mapping[str, Any]
+    namespace: str = NAMESPACE
+    _queue: queue.SimpleQueue[_Job | _Outcome | None] = field(default_factory=queue.SimpleQueue)
+    _rung: set[str] = field(default_factory=set)
+    _known: dict[str, _Known] = field(default_factory=dict)
+    _later: list[tuple[float, int, _Job]] = field(default_factory=list)
+    _held_back: deque[_Job] = field(default_factory=deque)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._work, name="directory", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let the thread end; what is queued is forgotten, as any ring may be."""
+        self._queue.put(None)
+
+    # -- doors, for any thread or loop ---------------------------------------------------
+
+    def ring(self, key: str) -> None:
+        """Say that mail has come; never waits (S25)."""
+        if key not in self._rung:  # a ring that is queued already will do for both
+            self._rung.add(key)
+            self._queue.put(_Job(key, "ring"))
+
+    async def answered(self, key: str, command_id: str) -> None:
+        """Ring, and return when the entity has written the reply of *command_id*.
+
+        Raises:
+            Unavailable: The activation ended, or the answer takes long; ask again.
+        """
+        if await self._call(key, "answered", command_id) != DONE:
+            raise Unavailable(key=key)
+
+    async def hand(self, key: str, message: Message) -> Any:
+        """Give *message* directly to the activation of *key* and return its answer.
+
+        Raises:
+            Unavailable: The activation ended meanwhile; hand it over again.
+            FoundryError: The entity refused it.
+        """
+        body = message.model_dump(mode="json")
+        answer = await self._call(key, "hand", message.kind, body)
+        if isinstance(answer, str):
+            raise Unavailable(key=key)
+        if answer["error"] is not None:
+            raise_stored(answer["error"])
+        return answer["answer"]
+
+    async def health(self, key: str) -> dict[str, Any]:
+        """Return what the actor of *key* says of itself; it is started if it is not there.
+
+        Raises:
+            Unavailable: It ended meanwhile.
+        """
+        answer = await self._call(key, "health")
+        assert isinstance(answer, dict)
+        return answer
+
+    def end(self, key: str) -> None:
+        """End an activation that does not move; the next ring starts a new one."""
+        self._queue.put(_Job(key, "end"))
+
+    async def _call(self, key: str, method: str, *arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._queue.put(_Job(key, method, arguments, loop=loop, future=future))
+        return await future
+
+    # -- the thread ----------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            now = time.monotonic()
+            while self._later and self._later[0][0] <= now:
+                self._do(heapq.heappop(self._later)[2])
+            wait = max(0.0, self._later[0][0] - now) if self._later else None
+            try:
+                item = self._queue.get(timeout=wait)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, _Outcome):
+                self._heard(item)
+            else:
+                self._do(item)
+
+    def _do(self, job: _Job) -> None:
+        if job.future is not None and job.future.cancelled():
+            return
+        known = self._known.setdefault(job.key, _Known())
+        now = time.monotonic()
+        try:
+            if job.method == "end":
+                self._end(known, job.key)
+                return
+            if known.starting and now - known.starting > START_PATIENCE:
+                log.warning("start_stuck", key=job.key)
+                self._end(known, job.key)
+                known = self._known[job.key] = _Known()
+            if known.handle is None and known.not_before > now:
+                self._put_off(job, known.not_before)
+                return
+            if known.handle is None and not self._find(known, job.key):
+                self._held_back.append(job)
+                return
+            if job.method == "ring" and known.starting:
+                self._rung.discard(job.key)
+                known.again = True  # what is starting may have looked into its mailbox already
+                return
+            self._submit(known, job)
+        except PendingCallsLimitExceeded:
+            # So many rings wait there that another one would tell nothing new.
+            job.deliver(None, Unavailable(key=job.key))
+        except Exception as trouble:  # Ray itself is away; or a name was freed between two looks
+            log.warning("actor_not_found", key=job.key, reason=repr(trouble)[:200])
+            self._rung.discard(job.key)
+            job.deliver(None, Unavailable(key=job.key))
+            self._failed(known, job.key)
+
+    def _find(self, known: _Known, key: str) -> bool:
+        """Get the actor, or start it; False if it must wait until others have started."""
+        try:
+            known.handle = ray.get_actor(key, namespace=self.namespace)
+            return True
+        except ValueError:
+            pass  # nobody has this name
+        now = time.monotonic()
+        recent = [k for k in self._known.values() if now - k.starting < START_PATIENCE]
+        if len(recent) >= STARTS_AT_ONCE:
+            return False
+        self._forget_idle()
+        known.handle = (
+            self.classes[keys.kind_of(key)]
+            .options(
+                name=key,
+                namespace=self.namespace,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                # Dead means that the name is free; only what has work comes back. But there
+                # must always be one `app`.
+                max_restarts=-1 if key == keys.APP else 0,
+                max_task_retries=0,
+                max_pending_calls=PENDING_CALLS,
+                enable_task_events=False,
+            )
+            .remote(key)
+        )
+        known.starting = now
+        self._submit(known, _Job(key, "live"))
+        self._submit(known, _Job(key, "start"))
+        return True
+
+    def _forget_idle(self) -> None:
+        if len(self._known) > REMEMBERED:
+            self._known = {k: v for k, v in self._known.items() if v.starting or v.failures}
+
+    def _submit(self, known: _Known, job: _Job) -> None:
+        if job.method == "ring":
+            self._rung.discard(job.key)
+        job.handle = known.handle
+        ref = getattr(known.handle, job.method).remote(*job.arguments)
+
+        def heard(done: Any) -> None:
+            error = done.exception()
+            self._queue.put(_Outcome(job, None if error else done.result(), error))
+
+        ref.future().add_done_callback(heard)
+
+    def _heard(self, outcome: _Outcome) -> None:
+        job, error = outcome.job, outcome.error
+        known = self._known.setdefault(job.key, _Known())
+        lost = error is not None or outcome.answer in (ENDED, FAILED)
+        if lost and known.handle is job.handle:
+            known.handle = None
+        if error is not None and not isinstance(error, ActorDiedError):
+            log.warning("call_failed", key=job.key, method=job.method, error=repr(error)[:500])
+        if job.method == "start":
+            self._started(known, job, failed=lost)
+        elif job.method == "ring" and lost:
+            self._ring_again(job)
+        elif lost:
+            job.deliver(None, Unavailable(key=job.key))
+        else:
+            job.deliver(outcome.answer)
+        if known.handle is None and not known.failures and not known.starting:
+            self._known.pop(job.key, None)
+
+    def _started(self, known: _Known, job: _Job, *, failed: bool) -> None:
+        known.starting = 0.0
+        if failed:
+            self._failed(known, job.key)
+        else:
+            known.failures = 0
+            if known.again:
+                self.ring(job.key)
+        known.again = False
+        for _ in range(len(self._held_back)):
+            self._do(self._held_back.popleft())
+
+    def _failed(self, known: _Known, key: str) -> None:
+        """Let the next start wait, longer each time: a broken class must not storm."""
+        known.failures += 1
+        pause = min(LONGEST_BACKOFF, 0.25 * 2**known.failures)
+        known.not_before = time.monotonic() + pause
+        if known.failures <= RINGS_OF_A_FAILURE:
+            self.ring(key)  # afterwards the supervisor's sweep rings
+
+    def _ring_again(self, job: _Job) -> None:
+        if job.attempt < len(RING_AGAIN):
+            again = _Job(job.key, "ring", attempt=job.attempt + 1)
+            self._put_off(again, time.monotonic() + RING_AGAIN[job.attempt])
+
+    def _put_off(self, job: _Job, at: float) -> None:
+        heapq.heappush(self._later, (at, next(self._numbers), job))
+
+    def _end(self, known: _Known, key: str) -> None:
+        self._known.pop(key, None)
+        handle = known.handle
+        if handle is None:
+            try:
+                handle = ray.get_actor(key, namespace=self.namespace)
+            except ValueError:
+                return
+        ray.kill(handle, no_restart=True)
