@@ -31,7 +31,7 @@ from foundry_ray.core.messages import (
     decode,
 )
 from foundry_ray.core.secrets import Sealer
-from foundry_ray.runtime import commit, host, mailbox, supervision
+from foundry_ray.runtime import commit, host, issues, mailbox, supervision
 from foundry_ray.runtime.actor import Actor
 from foundry_ray.runtime.commit import AlreadyApplied, Fenced
 from foundry_ray.runtime.mailbox import PATIENCE, Letter
@@ -86,10 +86,11 @@ class Kernel:
 
 @dataclass
 class _Outcome:
-    """What a step came to."""
+    """What a step came to; counts only while *task* is the one that works on the run."""
 
     letter: Letter
     run: Run
+    task: asyncio.Task[None] | None = None
     result: Any = None
     error: FoundryError | None = None
 
@@ -152,6 +153,7 @@ class Activation:
         self._outcomes: deque[_Outcome] = deque()
         self._handed: deque[_Handed] = deque()
         self._waiters: dict[str, list[asyncio.Event]] = {}
+        self._troubled: set[str] = set()
         self._wake = asyncio.Event()
         self._draining = False
 
@@ -239,6 +241,7 @@ class Activation:
                 # The outcome of the last commit is unknown: begin again from the rows.
                 log.warning("store_away", reason=trouble.context.get("reason"))
                 self.actor = None
+                self._wake.clear()
                 await self._nap(STORE_PATIENCE)
 
     async def _activate(self) -> None:
@@ -246,7 +249,7 @@ class Activation:
         self._stop_steps()
         async with self.kernel.database.transaction() as transaction:
             before = await transaction.one(
-                "SELECT host FROM rt_entity WHERE key = %s FOR UPDATE", (self.key,)
+                "SELECT host, epoch FROM rt_entity WHERE key = %s FOR UPDATE", (self.key,)
             )
             gone = before is None or host.proven_gone(before["host"])
             await self._check_lease(transaction, predecessor_gone=gone)
@@ -266,10 +269,11 @@ class Activation:
                 },
             )
             assert row is not None
-            if before is not None and before["host"] is not None:
-                await self._suspect(transaction)
+            if before is not None:
+                await self._inherit(transaction, before, gone)
         self.epoch = row["epoch"]
-        await self._load(gone)
+        await self._load()
+        await self._wake_the_answered()
         self.activated.set()
         log.info("activated", epoch=self.epoch)
 
@@ -290,16 +294,45 @@ class Activation:
         if not mine:
             raise LeaseElsewhere(key=self.key)
 
+    async def _inherit(self, transaction: Transaction, before: dict[str, Any], gone: bool) -> None:
+        """Take over what the activation before this one left."""
+        if before["host"] is not None and self.epoch == 0:
+            await self._suspect(transaction)
+        if gone:
+            # Its claims are free; those of activations before it keep their deadlines.
+            await transaction.execute(
+                "UPDATE rt_run SET claimed_epoch = NULL, deadline = NULL, state = 'pending'"
+                " WHERE entity_key = %s AND claimed_epoch = %s",
+                (self.key, before["epoch"]),
+            )
+
     async def _suspect(self, transaction: Transaction) -> None:
         """Count an attempt for the message that was first in line when the last process died."""
         await transaction.execute(
             "UPDATE rt_mailbox SET attempts = attempts + 1 WHERE id = (SELECT id FROM rt_mailbox"
             " WHERE target = %s AND parked_at IS NULL AND run_id IS NULL AND due_at <= %s"
             " ORDER BY lane, id LIMIT 1) AND attempts < %s",
-            (self.key, self.kernel.clock.now(), PATIENCE.max_attempts - 1),
+            (self.key, self.kernel.clock.now(), PATIENCE.max_attempts),
         )
 
-    async def _load(self, predecessor_gone: bool) -> None:
+    async def _wake_the_answered(self) -> None:
+        """Let go who waits for a reply whose commit was unknown and turned out to be there."""
+        if not self._waiters:
+            return
+        async with self.kernel.database.transaction() as transaction:
+            rows = await transaction.fetch(
+                "SELECT command_id FROM rt_inbox_seen"
+                " WHERE command_id = ANY(%s) AND replied_at IS NOT NULL",
+                (list(self._waiters),),
+            )
+        for row in rows:
+            self._answer(row["command_id"])
+
+    def _answer(self, command_id: str) -> None:
+        for event in self._waiters.get(command_id, ()):
+            event.set()
+
+    async def _load(self) -> None:
         async with self.kernel.database.transaction() as transaction:
             state = await self.actor_class.load(transaction, self.key)
             rows = await transaction.fetch(
@@ -308,6 +341,8 @@ class Activation:
                 " FROM rt_run WHERE entity_key = %s",
                 (self.key,),
             )
+            troubled = await issues.troubled(transaction, self.key)
+        self._troubled = troubled
         self._runs = {}
         self._held = {}
         for row in rows:
@@ -323,15 +358,15 @@ class Activation:
                 parked=row["state"] == "parked",
             )
             claimed = row["claimed_epoch"]
-            if claimed is not None and claimed != self.epoch and not predecessor_gone:
+            if claimed is not None and claimed != self.epoch:
                 self._held[row["id"]] = row["deadline"]
         self.actor = self.actor_class(self.key, state)
 
     async def _reload(self) -> None:
         """Forget what a failed turn may have changed; the epoch and running steps stay."""
         held = self._held
-        await self._load(predecessor_gone=True)
-        self._held = held
+        await self._load()
+        self._held = {run_id: until for run_id, until in held.items() if run_id in self._runs}
 
     async def _once(self) -> bool:
         """Do one thing; return True when the activation is over."""
@@ -346,14 +381,15 @@ class Activation:
         if self._draining and not self._working:
             return await self._release()
         now = self.kernel.clock.now()
-        async with self.kernel.database.transaction() as transaction:
-            letters = await mailbox.pending(transaction, self.key)
-        choice = mailbox.choose(letters, now, self._working.keys(), self._held)
+        choice = await self._choose(now)
         if not self._draining:
             for letter in choice.steps:
                 await self._begin_step(letter)
             if choice.message is not None:
-                await self._handle(choice.message)
+                if choice.message.attempts >= PATIENCE.max_attempts:
+                    await self._failed(choice.message, Internal("Its process ended each time."))
+                else:
+                    await self._handle(choice.message)
                 return False
         idle = self.actor_class.idle_after
         patience = idle * self.kernel.idle_factor if idle is not None else timedelta(hours=1)
@@ -365,6 +401,19 @@ class Activation:
             return False
         return await self._release()
 
+    async def _choose(self, now: datetime) -> mailbox.Choice:
+        """Choose among the first pending rows; look further while all of them must wait."""
+        batch = mailbox.BATCH
+        while True:
+            async with self.kernel.database.transaction() as transaction:
+                letters = await mailbox.pending(transaction, self.key, batch)
+            choice = mailbox.choose(letters, now, self._working.keys(), self._held)
+            steps = sum(letter.run_id is not None for letter in letters)
+            whole = max(steps, len(letters) - steps) < batch
+            if whole or choice.message is not None or choice.steps:
+                return choice
+            batch *= 4
+
     async def _nap(self, wait: timedelta) -> bool:
         """Wait for a ring; return whether one came."""
         try:
@@ -375,7 +424,11 @@ class Activation:
         return True
 
     async def _release(self) -> bool:
-        """Passivate if nothing is due; one statement, so that no mail is overlooked."""
+        """Passivate if nothing is due; one statement, so that no mail is overlooked.
+
+        Raises:
+            Fenced: A newer activation exists; this one has nothing to release.
+        """
         now = self.kernel.clock.now()
         async with self.kernel.database.transaction() as transaction:
             touched = await transaction.execute(
@@ -384,10 +437,14 @@ class Activation:
                 " AND parked_at IS NULL AND due_at <= %(now)s))",
                 {"key": self.key, "epoch": self.epoch, "draining": self._draining, "now": now},
             )
-        if touched == 1 and not self._handed and not self._outcomes:
-            log.info("passivated", epoch=self.epoch)
-            return True
-        return False
+            if touched != 1:
+                await commit.fence(transaction, self.key, self.epoch)
+                return False
+        if self._handed or (self._wake.is_set() and not self._draining):
+            self.actor = None  # somebody came meanwhile; a released entity is activated anew
+            return False
+        log.info("passivated", epoch=self.epoch)
+        return True
 
     def _end(self) -> None:
         self.ended.set()
@@ -438,29 +495,38 @@ class Activation:
             await self._reload()
             turn = self._turn(sender=letter.sender, command_id=letter.reply_to)
             turn.refuse(refusal)
-        await self._commit(turn, letter)
+        try:
+            await self._commit(turn, letter)
+        except (Fenced, StoreUnavailable):
+            raise
+        except Exception as trouble:  # the rows refuse what the handler wrote: a bug of ours
+            log.exception("commit_refused", message_kind=letter.kind, letter=letter.id)
+            await self._failed(letter, Internal(f"{type(trouble).__name__} after {letter.kind}."))
 
     async def _take(self, handed: _Handed) -> None:
         assert self.actor is not None
         turn = self._turn()
+        future = handed.future
         try:
             answer = self.actor.receive(handed.message, turn)
             await self._commit(turn, None)
+            if not future.done():
+                future.set_result(answer)
         except FoundryError as error:
-            if not handed.future.done():
-                handed.future.set_exception(error)
+            fenced = isinstance(error, Fenced)
+            if not future.done():
+                future.set_exception(Passivated(key=self.key) if fenced else error)
             if isinstance(error, Fenced | StoreUnavailable):
                 raise
             await self._reload()
-            return
         except Exception as trouble:  # a bug of ours: who handed it over hears of it
             log.exception("handed_failed", message_kind=handed.message.kind)
-            if not handed.future.done():
-                handed.future.set_exception(Internal(type(trouble).__name__))
+            if not future.done():
+                future.set_exception(Internal(type(trouble).__name__))
             await self._reload()
-            return
-        if not handed.future.done():
-            handed.future.set_result(answer)
+        finally:
+            if not future.done():  # this activation dies in the middle of it
+                future.set_exception(Passivated(key=self.key))
 
     async def _commit(self, turn: Turn, letter: Letter | None) -> None:
         self.kernel.point("before_begin")
@@ -483,13 +549,13 @@ class Activation:
         """Ring the doorbells and let replies leave; only now, after COMMIT."""
         self.moved_at = self.kernel.clock.now()
         effects = turn.effects
-        for run_id in effects.cancelled:
+        # What was cancelled, or sent elsewhere, by somebody else than its own step.
+        for run_id in (*effects.cancelled, *(change.run.id for change in effects.runs)):
             task = self._working.pop(run_id, None)
             if task is not None:
                 task.cancel()
         for reply in effects.replies:
-            for event in self._waiters.get(reply.command_id, ()):
-                event.set()
+            self._answer(reply.command_id)
         for target in dict.fromkeys(mail.target for mail in effects.mail):
             if target != self.key:
                 self.kernel.waker.ring(target)
@@ -528,7 +594,8 @@ class Activation:
         self._after(turn)
 
     def _report(self, turn: Turn, failure: Failure, *, to_parent: bool) -> None:
-        turn.tell(keys.root_of(self.key), IssueReported(failure=failure))
+        if failure.workflow != issues.REPORTED:  # a root that cannot take issues takes no more
+            turn.tell(keys.root_of(self.key), IssueReported(failure=failure))
         parent = keys.parent_of(self.key)
         if to_parent and parent is not None:
             turn.tell(parent, ChildFailed(child=self.key, failure=failure))
@@ -545,6 +612,10 @@ class Activation:
                 await mailbox.consume(transaction, letter.id)
             return
         step = self.workflows[run.kind].step_named(run.step)
+        if run.attempt >= step.retry.max_attempts + PATIENCE.max_attempts:
+            died = Internal(f"{step.name} never came to an end: its process ended each time.")
+            await self._step_failed(_Outcome(letter, run, error=died))
+            return
         now = self.kernel.clock.now()
         async with self.kernel.database.transaction() as transaction:
             await commit.fence(transaction, self.key, self.epoch)
@@ -564,7 +635,8 @@ class Activation:
     async def _work(
         self, letter: Letter, run: Run, step: Step[Any, Any], raw: dict[str, Any]
     ) -> None:
-        outcome = _Outcome(letter, run)
+        this = asyncio.current_task()
+        outcome = _Outcome(letter, run, this)
         context = _Context(self.kernel, self.key, run.id, run.attempt)
         tools = self.kernel.tools.get(self.actor_class.actor_type)
         with structlog.contextvars.bound_contextvars(step=step.name, run_id=run.id):
@@ -577,6 +649,10 @@ class Activation:
                 outcome.error = Timeout(f"{step.name} took longer than {step.timeout}.")
             except FoundryError as error:
                 outcome.error = error
+            except asyncio.CancelledError:
+                if this is None or this.cancelling():
+                    raise
+                outcome.error = Unavailable(f"Something that {step.name} waited for was cancelled.")
             except Exception as trouble:  # a bug of ours, or an error no adapter classified
                 log.exception("step_failed")
                 outcome.error = Internal(f"{type(trouble).__name__} in {step.name}.")
@@ -587,27 +663,30 @@ class Activation:
     async def _finish_step(self, outcome: _Outcome) -> None:
         """Commit a step's result, or its failure (a fenced commit)."""
         run, letter = outcome.run, outcome.letter
-        if self._runs.get(run.id) is None:
-            self._working.pop(run.id, None)
-            return
+        if self._working.get(run.id) is not outcome.task:
+            return  # the run was cancelled or sent elsewhere meanwhile: this counts no more
         run = self._runs[run.id]
         if outcome.error is None:
             turn = self._turn()
-            before = self._copy(run)
+            before = replace(run)
             try:
                 turn.advance(run, outcome.result)
+                over = run.id not in self._runs
+                if before.reported or (over and run.kind in self._troubled):
+                    solved = IssueResolved(entity=self.key, workflow=run.kind)
+                    turn.tell(keys.root_of(self.key), solved)
+                    self._troubled.discard(run.kind)
+                    run.reported = False
+                await self._commit(turn, letter)
+                self._working.pop(run.id, None)
+            except (Fenced, StoreUnavailable):
+                raise
             except Exception as trouble:  # a bug of ours in the order of steps
                 log.exception("workflow_failed", workflow=run.kind)
-                self._runs[run.id] = before
                 outcome.error = Internal(f"{type(trouble).__name__} after {before.step}.")
                 await self._reload()
                 await self._step_failed(outcome)
                 return
-            if before.reported:
-                turn.tell(keys.root_of(self.key), IssueResolved(entity=self.key, workflow=run.kind))
-                run.reported = False
-            await self._commit(turn, letter)
-            self._working.pop(run.id, None)
             self.ring()
         else:
             await self._step_failed(outcome)
@@ -633,13 +712,20 @@ class Activation:
             will_retry=again,
         )
         assert self.actor is not None
-        if again:
-            workflow.on_retry(self.actor.state, run, error, turn)
-        else:
-            workflow.on_error(self.actor.state, run, error, turn)
+        run.reported = False  # what the hook ends has not been solved by that
+        try:
+            hook = workflow.on_retry if again else workflow.on_error
+            hook(self.actor.state, run, error, turn)
+        except Exception:  # a bug of ours; the failure itself must be recorded all the same
+            log.exception("error_hook_failed", workflow=run.kind)
+            await self._reload()
+            turn, run = self._turn(), self._runs[outcome.run.id]
+            run.attempt = outcome.run.attempt
         run.reported = True
-        run.parked = not again
-        over = run.id not in self._runs  # on_error may end the run instead of parking it
+        # The hook may end the run instead of parking it, or send it elsewhere.
+        over = run.id not in self._runs
+        moved = any(change.run is run for change in turn.effects.runs)
+        run.parked = not again and not moved
         self._report(turn, failure, to_parent=not again)
         async with self.kernel.database.transaction() as transaction:
             await commit.fence(transaction, self.key, self.epoch)
@@ -648,7 +734,7 @@ class Activation:
                 await mailbox.delay(transaction, letter.id, due, problem(error))
             else:
                 await mailbox.consume(transaction, letter.id)
-            if not over:
+            if not over and not moved:
                 await transaction.execute(
                     "UPDATE rt_run SET state = %s, reported = true, error = %s,"
                     " claimed_epoch = NULL, deadline = NULL, updated_at = %s WHERE id = %s",
@@ -656,16 +742,13 @@ class Activation:
                 )
             await commit.write(transaction, self.key, turn.effects, now)
         self._working.pop(run.id, None)
+        self._troubled.add(run.kind)
         log.warning(
             "step_undone", workflow=run.kind, failed=step.name, attempt=run.attempt,
             code=error.code, again=again,
         )  # fmt: skip
         self._after(turn)
         self.ring()
-
-    @staticmethod
-    def _copy(run: Run) -> Run:
-        return replace(run)
 
 
 async def end_all(activations: list[tuple[Activation, Awaitable[None]]]) -> None:

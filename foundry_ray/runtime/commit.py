@@ -89,6 +89,8 @@ async def _rows(transaction: Transaction, effects: Effects) -> None:
 
 async def _run(transaction: Transaction, key: str, change: RunChange, now: datetime) -> None:
     run, following = change.run, change.next
+    # A run has one step at a time: one that was still due is not wanted any more.
+    await transaction.execute("DELETE FROM rt_mailbox WHERE run_id = %s", (run.id,))
     if isinstance(following, Done):
         await transaction.execute("DELETE FROM rt_run WHERE id = %s", (run.id,))
         return

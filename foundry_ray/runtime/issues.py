@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from foundry_ray.core import keys
 from foundry_ray.core.ids import new_id
-from foundry_ray.core.messages import Failure
+from foundry_ray.core.messages import Failure, IssueReported
 from foundry_ray.runtime.tables import RtIssue
 from foundry_ray.runtime.turn import Turn
 from foundry_ray.store.engine import Transaction
 
 # A resolved issue stays visible this many at most; older ones are forgotten.
 RESOLVED_KEPT = 50
+REPORTED: str = IssueReported.model_fields["kind"].default
+
+
+async def troubled(transaction: Transaction, entity: str) -> set[str]:
+    """Return the workflows of an entity that have an open issue, or one on its way there."""
+    rows = await transaction.fetch(
+        "SELECT workflow FROM rt_issue WHERE actor_key = %(root)s AND resolved_at IS NULL"
+        " AND affected -> %(entity)s ->> 'id' IS NOT NULL"
+        " AND affected -> %(entity)s ->> 'since' IS NULL"
+        " UNION SELECT body -> 'failure' ->> 'workflow' FROM rt_mailbox"
+        " WHERE target = %(root)s AND kind = %(reported)s AND parked_at IS NULL"
+        " AND body -> 'failure' ->> 'entity' = %(entity)s",
+        {"root": keys.root_of(entity), "entity": entity, "reported": REPORTED},
+    )
+    return {row["workflow"] for row in rows}
 
 
 @dataclass

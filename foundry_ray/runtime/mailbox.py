@@ -85,12 +85,17 @@ async def put_step(
     )
 
 
-async def pending(transaction: Transaction, target: str) -> list[Letter]:
-    """Return what waits for an entity, in the order in which it may be handled."""
+async def pending(transaction: Transaction, target: str, limit: int = BATCH) -> list[Letter]:
+    """Return what waits for an entity, in the order in which it may be handled.
+
+    At most *limit* messages and as many steps, so that a long queue hides no step.
+    """
+    columns = "id, target, sender, lane, kind, body, reply_to, timer, run_id, attempts, due_at"
+    which = "FROM rt_mailbox WHERE target = %(target)s AND parked_at IS NULL AND run_id"
     rows = await transaction.fetch(
-        "SELECT id, target, sender, lane, kind, body, reply_to, timer, run_id, attempts, due_at"
-        " FROM rt_mailbox WHERE target = %s AND parked_at IS NULL ORDER BY lane, id LIMIT %s",
-        (target, BATCH),
+        f"(SELECT {columns} {which} IS NULL ORDER BY lane, id LIMIT %(limit)s)"
+        f" UNION ALL (SELECT {columns} {which} IS NOT NULL ORDER BY id LIMIT %(limit)s)",
+        {"target": target, "limit": limit},
     )
     return [Letter(**row) for row in rows]
 

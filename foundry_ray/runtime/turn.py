@@ -16,7 +16,13 @@ from sqlmodel import SQLModel
 from foundry_ray.core import keys
 from foundry_ray.core.errors import FoundryError
 from foundry_ray.core.ids import new_id
-from foundry_ray.core.messages import Failure, IssueReported, Message
+from foundry_ray.core.messages import (
+    ChildFailed,
+    Failure,
+    IssueReported,
+    IssueResolved,
+    Message,
+)
 from foundry_ray.runtime.tables import RtSecret
 from foundry_ray.runtime.workflow import Done, Go, Next, Run, Wait, Workflow
 from foundry_ray.store.columns import StateRow
@@ -127,6 +133,7 @@ class Turn:
 
     def forget(self, name: str) -> None:
         """Drop the own timer with this name, if it has not fired."""
+        self.effects.mail = [mail for mail in self.effects.mail if mail.timer != name]
         self.effects.forget.append(name)
 
     # -- replies -----------------------------------------------------------------
@@ -229,7 +236,7 @@ class Turn:
         run = self._runs.get(run_id)
         if run is None:
             return
-        run.parked = run.reported = True
+        run.parked, run.reported = True, False
         workflow = self._workflows[run.kind]
         failure = Failure(
             fingerprint=f"{run.kind}:{run.step}:{error.code}",
@@ -243,7 +250,10 @@ class Turn:
             will_retry=False,
         )
         self.tell(keys.root_of(self.key), IssueReported(failure=failure))
+        if (parent := keys.parent_of(self.key)) is not None:
+            self.tell(parent, ChildFailed(child=self.key, failure=failure))
         workflow.on_error(self._state, run, error, self)
+        run.reported = True
         if run.id in self._runs:
             self.effects.runs.append(RunChange(run, workflow, Wait(), created=False))
 
@@ -252,9 +262,15 @@ class Turn:
         return self._runs.get(run_id) if run_id else None
 
     def cancel(self, run_id: str | None) -> None:
-        """End a run that is not over; its step's result will be ignored."""
-        if run_id and self._runs.pop(run_id, None):
+        """End a run that is not over; its step's result will be ignored.
+
+        A failure that was reported for it is solved: the work is not wanted any more.
+        """
+        if run_id and (run := self._runs.pop(run_id, None)):
             self.effects.cancelled.append(run_id)
+            if run.reported:
+                solved = IssueResolved(entity=self.key, workflow=run.kind)
+                self.tell(keys.root_of(self.key), solved)
 
     def advance(self, run: Run, result: Any) -> None:
         """Let the workflow take a step's result; called by the kernel."""

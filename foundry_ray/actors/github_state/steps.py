@@ -16,7 +16,7 @@ from foundry_ray.core.retry import RetryPolicy
 from foundry_ray.integrations.github.base import GitHub, GitHubAccount, PullRequest, Repository
 from foundry_ray.runtime.workflow import Nothing, StepContext, step
 
-PATIENT = RetryPolicy(max_attempts=8, first_delay=timedelta(seconds=1), max_delay=timedelta(60))
+PATIENT = RetryPolicy(max_attempts=8, first_delay=timedelta(seconds=1))
 PROMPT = RetryPolicy(max_attempts=3, first_delay=timedelta(seconds=0.3))
 # Deliveries older than this are not asked for again (GitHub keeps its log for 3 days).
 RECOVER_BACK = timedelta(days=3)
