@@ -6,6 +6,8 @@ written whole, so a writer never needs an identity map or a lazy load.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
@@ -14,7 +16,7 @@ from typing import Any, TypeVar, cast
 import psycopg
 from psycopg import AsyncConnection, errors
 from psycopg.rows import DictRow, dict_row
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Jsonb, set_json_dumps
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import Table
 from sqlalchemy.dialects.postgresql import JSONB
@@ -64,7 +66,34 @@ _CONFLICTS = (
     errors.LockNotAvailable,
     errors.QueryCanceled,
 )
-_OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError)
+_OUTAGES = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # The server ended us: stopped in the middle of a transaction, or too slow.
+    errors.IdleInTransactionSessionTimeout,
+    errors.TransactionTimeout,
+    PoolTimeout,
+    OSError,
+)
+
+
+# PostgreSQL stores neither NUL nor half a surrogate pair; agents print both.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_NUL_IN_JSON = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+_REPLACEMENT = "\ufffd"
+
+
+def storable(text: str) -> str:
+    """Return *text* with U+FFFD in place of what PostgreSQL cannot store."""
+    return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub(_REPLACEMENT, text)
+
+
+def dump_json(value: Any) -> bytes:
+    """Return JSON that PostgreSQL can store."""
+    text = json.dumps(value, ensure_ascii=False)
+    if "\\u0000" in text:
+        text = _NUL_IN_JSON.sub(rf"\1{_REPLACEMENT}", text)
+    return storable(text).encode()
 
 
 class Shape:
@@ -87,12 +116,12 @@ class Shape:
 
     def values(self, row: SQLModel) -> dict[str, Any]:
         """Return the row's values as psycopg takes them."""
-        return {
-            name: Jsonb(value)
-            if name in self.json and (value := getattr(row, name)) is not None
-            else getattr(row, name)
-            for name in self.names
-        }
+        return {name: self._value(name, getattr(row, name)) for name in self.names}
+
+    def _value(self, name: str, value: Any) -> Any:
+        if isinstance(value, str) and name not in self.json:
+            return storable(value)
+        return Jsonb(value) if name in self.json and value is not None else value
 
 
 @cache
@@ -149,6 +178,10 @@ class Transaction:
         await self.execute(form.delete, {name: getattr(row, name) for name in form.keys})
 
 
+async def _configure(connection: AsyncConnection[DictRow]) -> None:
+    set_json_dumps(dump_json, connection)
+
+
 class Database:
     """Connections to one database.
 
@@ -174,6 +207,7 @@ class Database:
             max_size=size,
             max_idle=60,
             timeout=10,
+            configure=_configure,
             open=False,
         )
 

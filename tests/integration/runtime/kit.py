@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.json import Jsonb
+
 from foundry_ray.actors.history.tables import HistoryEvent
 from foundry_ray.core.clock import Clock
 from foundry_ray.core.errors import FoundryError, Unavailable, WrongState
@@ -32,6 +36,7 @@ from foundry_ray.core.secrets import Sealer
 from foundry_ray.runtime import mailbox
 from foundry_ray.runtime.activation import Kernel
 from foundry_ray.runtime.actor import Actor, handles
+from foundry_ray.runtime.host import here
 from foundry_ray.runtime.issues import IssueBook
 from foundry_ray.runtime.local import LocalHost
 from foundry_ray.runtime.refs import Client
@@ -490,3 +495,105 @@ async def world(
     finally:
         await host.close()
         await database.close()
+
+
+# -- trouble ------------------------------------------------------------------------
+
+
+class Crashes:
+    """Kills the world's process at the *n*-th point that it comes to.
+
+    Give :meth:`point` to the kernel; ``passed`` has the names so far.
+    """
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at = at
+        self.passed: list[str] = []
+        self.world: World | None = None
+
+    def point(self, name: str) -> None:
+        self.passed.append(name)
+        if self.at is not None and len(self.passed) == self.at:
+            assert self.world is not None
+            for key in self.world.host.live():
+                self.world.host.end(key)
+            raise Crash(name)
+
+
+class Wire:
+    """A wire to PostgreSQL that can break at the worst moment.
+
+    Attributes:
+        cut_after_commit: Let the next COMMIT through, and not its answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        told = conninfo_to_dict(url)
+        self._path = f"{told['host']}/.s.PGSQL.{told.get('port') or 5432}"
+        self._told = told
+        self.cut_after_commit = False
+        self.cuts = 0
+        self._server: asyncio.Server | None = None
+        self._ends: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Wire:
+        self._server = await asyncio.start_server(self._joined, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for end in self._ends:
+            end.close()
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        return make_conninfo(**{**self._told, "host": "127.0.0.1", "port": port})
+
+    async def _joined(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        server, forth = await asyncio.open_unix_connection(self._path)
+        self._ends += [back, forth]
+        answers = asyncio.create_task(self._copy(server, back))
+        while data := await client.read(65536):
+            cut = self.cut_after_commit and b"COMMIT\0" in data
+            if cut:
+                answers.cancel()
+            forth.write(data)
+            await forth.drain()
+            if cut:
+                self.cut_after_commit = False
+                self.cuts += 1
+                await server.read(1)  # the answer is there: the commit is done
+                break
+        back.close()
+        forth.close()
+
+    @staticmethod
+    async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+        sink.close()
+
+
+def cut_connections(url: str, *, state: str = "idle in transaction") -> int:
+    """Let the server end the toys' connections that are in this state; return how many."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        rows = connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'toy' AND state = %s",
+            (state,),
+        ).fetchall()
+    return len(rows)
+
+
+def somewhere_else() -> Jsonb:
+    """Return a host of which nobody can tell whether it is gone."""
+    return Jsonb({"node": "elsewhere", "pid": 1, "started": 1})
+
+
+def a_dead_process() -> Jsonb:
+    """Return a host on this machine that is certainly gone."""
+    return Jsonb({**here().as_json(), "pid": 2**22 + 1})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
 from foundry_ray.core.errors import Busy, IdempotencyConflict, Internal, NotFound, WrongState
 from foundry_ray.runtime import mailbox
+from foundry_ray.runtime.activation import Activation
 from foundry_ray.runtime.refs import Client
 from tests.helpers import eventually
 from tests.integration.runtime.kit import (
@@ -78,7 +80,6 @@ async def test_who_asks_the_same_again_gets_the_stored_answer(toys: World) -> No
 
 
 async def test_two_who_ask_the_same_at_once_are_both_answered_at_once(toys: World) -> None:
-    toys.outside.gates.clear()
     answers = await asyncio.wait_for(
         asyncio.gather(*(toys.ask(A, Do(word="a"), idempotency_key="k") for _ in range(4))), 1.5
     )
@@ -119,8 +120,6 @@ async def test_a_refusal_is_an_answer_that_is_stored_too(toys: World) -> None:
 
 
 async def test_an_answer_that_does_not_come_in_time_can_be_looked_up(toys: World) -> None:
-    from datetime import timedelta
-
     answer = await toys.client.ask(A, Defer(), scope="s", patience=timedelta(seconds=0.05))
     assert not answer.answered
     assert answer.status == 202
@@ -222,8 +221,6 @@ async def test_parking_reports_an_issue_and_tells_the_parent(toys: World) -> Non
 
 
 async def test_who_asked_for_what_is_parked_hears_of_it(toys: World) -> None:
-    from datetime import timedelta
-
     toys.outside.broken.add("bad")
     answer = await toys.client.ask(A, Do(word="bad"), scope="s", patience=timedelta(0))
     await fail_until_parked(toys)
@@ -280,20 +277,13 @@ async def test_a_root_that_cannot_take_issues_does_not_report_that_for_ever(toys
 
 async def test_a_message_whose_process_dies_each_time_is_parked(toys: World) -> None:
     """Nobody counts the attempt then; the next activation does."""
-    from foundry_ray.core.ids import new_id
-
     await toys.ask(A, Do(word="a"))
     await toys.host.close()
     async with toys.database.transaction() as transaction:
         await mailbox.put(transaction, A, Do(word="deadly"), sender="x", now=toys.clock.now())
     for _ in range(5):
         # As a process leaves it that was killed in the middle of the turn.
-        dead = {"node": new_id(), "pid": 1, "started": 1}
-        from psycopg.types.json import Jsonb
-
-        await toys.execute("UPDATE rt_entity SET host = %s WHERE key = %s", Jsonb(dead), A)
-        from foundry_ray.runtime.activation import Activation
-
+        await toys.execute("UPDATE rt_entity SET host = %s WHERE key = %s", a_dead_process(), A)
         activation = Activation(toys.kernel, A)
         await activation._activate()
 
