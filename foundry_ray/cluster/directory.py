@@ -12,7 +12,6 @@ import itertools
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ log = get_logger("cluster")
 NAMESPACE = "foundry"
 STARTS_AT_ONCE = 4  # per process; more only make each other slow
 START_PATIENCE = 60.0  # seconds after which a start no longer holds back others
+LOOK_AGAIN = 0.1  # seconds, while others start
 LONGEST_BACKOFF = 30.0
 RINGS_OF_A_FAILURE = 3
 PENDING_CALLS = 1000  # per handle
@@ -115,7 +115,6 @@ class Directory:
     _rung: set[str] = field(default_factory=set)
     _known: dict[str, _Known] = field(default_factory=dict)
     _later: list[tuple[float, int, _Job]] = field(default_factory=list)
-    _held_back: deque[_Job] = field(default_factory=deque)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _thread: threading.Thread | None = None
 
@@ -216,7 +215,7 @@ class Directory:
                 self._put_off(job, known.not_before)
                 return
             if known.handle is None and not self._find(known, job.key):
-                self._held_back.append(job)
+                self._put_off(job, now + LOOK_AGAIN)
                 return
             if job.method == "ring" and known.starting:
                 self._rung.discard(job.key)
@@ -240,8 +239,8 @@ class Directory:
         except ValueError:
             pass  # nobody has this name
         now = time.monotonic()
-        recent = [k for k in self._known.values() if now - k.starting < START_PATIENCE]
-        if len(recent) >= STARTS_AT_ONCE:
+        begun = [one.starting for one in self._known.values() if one.starting]
+        if sum(now - start < START_PATIENCE for start in begun) >= STARTS_AT_ONCE:
             return False
         self._forget_idle()
         known.handle = (
@@ -310,8 +309,6 @@ class Directory:
             if known.again:
                 self.ring(job.key)
         known.again = False
-        for _ in range(len(self._held_back)):
-            self._do(self._held_back.popleft())
 
     def _failed(self, known: _Known, key: str) -> None:
         """Let the next start wait, longer each time: a broken class must not storm."""
