@@ -24,6 +24,7 @@ from tests.integration.runtime.kit import (
     Refuse,
     Resume,
     World,
+    a_dead_process,
 )
 
 
