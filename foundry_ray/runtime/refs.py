@@ -129,6 +129,32 @@ class Client:
             await mailbox.put(transaction, target, message, sender=sender, now=self._clock.now())
         self._waker.ring(target)
 
+    async def receive(
+        self, target: str, message: Message, *, scope: str, external_id: str, sender: str
+    ) -> bool:
+        """Send what came from outside under a name of its own, once, and go on.
+
+        Returns:
+            False when it came before, in the last seven days; then nothing is sent.
+        """
+        now = self._clock.now()
+        async with self._database.transaction() as transaction:
+            known = await accept(
+                transaction,
+                command_id=new_id(),
+                scope=scope,
+                external_id=external_id,
+                digest="",
+                target=target,
+                now=now,
+                life=DELIVERY_LIFE,
+            )
+            if known is None:
+                await mailbox.put(transaction, target, message, sender=sender, now=now)
+        if known is None:
+            self._waker.ring(target)
+        return known is None
+
     async def look(self, command_id: str) -> Answer:
         """Return what has come of a command; NotFound when it is unknown or expired."""
         async with self._database.transaction() as transaction:

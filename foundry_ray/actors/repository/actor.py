@@ -292,7 +292,7 @@ class RepositoryActor(Actor[RepositoryState]):
                     created_at=turn.now,
                 )
             ],
-            sessions=[],
+            sessions=[_pending(command, session_id, title, turn)],
             has_unpushed=False,
             operations={},
         )
@@ -363,6 +363,24 @@ SUMMARY_FIELDS = (
     "updated_at",
     "revision",
 )
+
+
+def _pending(command: CreateTask, session_id: str, title: str, turn: Turn) -> dict[str, Any]:
+    """Return the summary of the session as it is until its own first turn."""
+    return {
+        "id": session_id,
+        "title": title,
+        "agent": command.agent,
+        "model": command.model,
+        "mode": None,
+        "status": "pending",
+        "error": None,
+        "thinking_since": None,
+        "queued": [],
+        "created_at": turn.now.isoformat(),
+        "updated_at": turn.now.isoformat(),
+        "revision": 0,
+    }
 
 
 def _check_prompt(prompt: str) -> None:
