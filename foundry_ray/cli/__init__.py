@@ -25,6 +25,7 @@ COMMANDS = (
     "foundry_ray.cli.tree",
     "foundry_ray.cli.tokens",
     "foundry_ray.cli.issues",
+    "foundry_ray.cli.actors",
 )
 
 

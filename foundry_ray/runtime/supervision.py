@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from foundry_ray.runtime import host
+from foundry_ray.runtime.feed import RETENTION_HOURS
 from foundry_ray.store.engine import Transaction
 
 # An activation whose oldest due message is older than this, and that has not committed
@@ -21,6 +22,9 @@ REMIND_AFTER = timedelta(seconds=1)
 # ... and this often when all that is due is being worked on, in case it lives elsewhere
 # and has died there.
 REMIND_EVERY = timedelta(seconds=2)
+
+SWEPT_OUT_EVERY = timedelta(minutes=1)
+SWEPT_AT_ONCE = 1000  # rows of a table
 
 # How long a cluster may act without renewing its lease, by the server's clock.
 LEASE_SECONDS = 10
@@ -154,3 +158,62 @@ async def has_lease(transaction: Transaction, holder: str) -> bool:
         "SELECT 1 FROM rt_cluster WHERE holder = %s AND lease_until > now()", (holder,)
     )
     return row is not None
+
+
+async def entities(transaction: Transaction, now: datetime, *, idle: bool) -> list[dict[str, Any]]:
+    """Return what an operator sees of each entity that has a host or something to do.
+
+    Args:
+        idle: Return the others too.
+    """
+    rows = await transaction.fetch(
+        "SELECT e.key, e.kind, e.epoch, e.revision, e.host, e.activated_at,"
+        " coalesce(m.pending, 0) AS pending, coalesce(m.parked, 0) AS parked, m.oldest"
+        " FROM rt_entity e LEFT JOIN (SELECT target,"
+        " count(*) FILTER (WHERE parked_at IS NULL AND due_at <= %(now)s) AS pending,"
+        " count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked,"
+        " min(due_at) FILTER (WHERE parked_at IS NULL AND due_at <= %(now)s) AS oldest"
+        " FROM rt_mailbox GROUP BY target) m ON m.target = e.key"
+        " WHERE %(idle)s OR e.host IS NOT NULL OR m.pending > 0 ORDER BY e.key",
+        {"now": now, "idle": idle},
+    )
+    return [_seen(row, now) for row in rows]
+
+
+def _seen(row: dict[str, Any], now: datetime) -> dict[str, Any]:
+    where = row["host"]
+    state = "idle" if where is None else "dead" if host.proven_gone(where) else "live"
+    oldest: datetime | None = row["oldest"]
+    return {
+        "key": row["key"],
+        "kind": row["kind"],
+        "state": state,
+        "node": where["node"] if where else None,
+        "pid": where["pid"] if where else None,
+        "activated_at": row["activated_at"],
+        "epoch": row["epoch"],
+        "revision": row["revision"],
+        "pending": row["pending"],
+        "oldest_seconds": (now - oldest).total_seconds() if oldest else None,
+        "parked": row["parked"],
+    }
+
+
+async def sweep_out(transaction: Transaction, now: datetime) -> int:
+    """Delete some of what has had its time: feed rows, remembered commands, secrets.
+
+    Returns:
+        How many rows were deleted; call again soon when it is many.
+    """
+    touched = 0
+    for table, condition in (
+        ("rt_feed", f"at < %(now)s - interval '{RETENTION_HOURS} hours'"),
+        ("rt_inbox_seen", "expires_at < %(now)s"),
+        ("rt_secret", "expires_at < %(now)s"),
+    ):
+        touched += await transaction.execute(
+            f"DELETE FROM {table} WHERE ctid IN"
+            f" (SELECT ctid FROM {table} WHERE {condition} LIMIT {SWEPT_AT_ONCE})",
+            {"now": now},
+        )
+    return touched

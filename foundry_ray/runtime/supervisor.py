@@ -1,7 +1,7 @@
 """The loop of a supervisor: it runs beside the activation of ``app`` or an organization.
 
 It rings what has due work and no life, ends what does not move, and lets ``app`` keep
-the cluster's lease. It knows no entity but by its rows.
+the cluster's lease and delete what has had its time. It knows no entity but by its rows.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Supervisor:
         self._root = activation.key
         self._watch = Watch()
         self._renewed: datetime | None = None
+        self._swept_out: datetime | None = None
         self._bell = asyncio.Event()
 
     def ring(self) -> None:
@@ -59,6 +60,7 @@ class Supervisor:
         """Look once; return whether anything below has due work."""
         if self._root == keys.APP:
             await self._keep_lease()
+            await self._sweep_out()
         now = self._kernel.clock.now()
         async with self._kernel.database.transaction() as transaction:
             found = await supervision.due_below(transaction, self._root, now)
@@ -96,3 +98,12 @@ class Supervisor:
             log.error("lease_lost", holder=holder)
             self._activation.drain()
         self._renewed = now
+
+    async def _sweep_out(self) -> None:
+        now = self._kernel.clock.now()
+        if self._swept_out and now - self._swept_out < supervision.SWEPT_OUT_EVERY:
+            return
+        async with self._kernel.database.transaction() as transaction:
+            touched = await supervision.sweep_out(transaction, now)
+        # Much is left when a whole batch was there: go on with the next sweep.
+        self._swept_out = None if touched >= supervision.SWEPT_AT_ONCE else now
