@@ -83,7 +83,11 @@ def keep_pull_request(
     """Take over a pull request unless something newer is known; return whether it was news."""
     place = (facts.repository_id, facts.number)
     row = state.pull_requests.get(place)
-    if row is not None and row.as_of > facts.updated_at:
+    if row is not None and (
+        row.as_of > facts.updated_at
+        # GitHub's times are of whole seconds, and what is merged stays merged.
+        or (row.state == "merged" and facts.state != "merged")
+    ):
         return False
     if row is None:
         row = GitHubStatePullRequest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Collection
 
 TITLE_LENGTH = 80
 AGENTS = ("scripted", "claude", "codex", "opencode")
@@ -35,12 +35,16 @@ def title_of(prompt: str) -> str:
     return "Untitled task"
 
 
-def branch_for(title: str, task_id: str, taken: Container[str]) -> str:
+def branch_for(title: str, task_id: str, taken: Collection[str]) -> str:
     """Return a free branch name made of the title."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-") or "task"
-    plain = f"foundry/{slug}"
-    # The end of the id is random: two tasks of one title get two names.
-    return plain if plain not in taken else f"{plain}-{task_id[-6:]}"
+    # The end of the id is random: two tasks of one title get two names. The last name is
+    # for a repository that has a branch "foundry": nothing can be in a folder of that name.
+    own = f"{slug}-{task_id[-6:]}"
+    for name in (f"foundry/{slug}", f"foundry/{own}"):
+        if not any(collides(name, other) for other in taken):
+            return name
+    return f"foundry-{own}"
 
 
 def collides(name: str, other: str) -> bool:

@@ -47,7 +47,7 @@ from foundry_ray.actors.sandbox_instance.workflows import (
     show,
 )
 from foundry_ray.core import keys
-from foundry_ray.core.errors import FoundryError, Internal, family
+from foundry_ray.core.errors import FoundryError, Internal, Unavailable, family
 from foundry_ray.core.facts import Trouble
 from foundry_ray.runtime.actor import Actor, handles
 from foundry_ray.runtime.turn import Turn
@@ -218,7 +218,7 @@ class SandboxInstanceActor(Actor[SandboxState]):
     def _end(self, turn: Turn, *, delete: bool) -> None:
         row = self.state.row
         if row is None:
-            return
+            raise Unavailable("The sandbox is not asked for yet; its end is tried again.")
         turn.cancel(row.run_id)
         turn.cancel(row.push_run_id)
         turn.cancel(row.changes_run_id)

@@ -9,8 +9,12 @@ from foundry_ray.core.messages import Command, Event, Lane, Person
 
 
 class ProvisionSandbox(Command):
-    """Make the sandbox, start sandbox-agent in it, clone, and check the branch out."""
+    """Make the sandbox, start sandbox-agent in it, clone, and check the branch out.
 
+    As a control message it comes before a stop or deletion that was told after it.
+    """
+
+    lane = Lane.CONTROL
     kind: Literal["sandbox_instance.provision"] = "sandbox_instance.provision"
     task_key: str
     clone_url: str

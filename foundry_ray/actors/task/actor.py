@@ -345,7 +345,7 @@ class TaskActor(Actor[TaskState]):
         self._set_sandbox(event.state, turn)
         if task.life == "archiving":
             task.life = "archived"
-        elif task.life == "killing":
+        elif task.life == "killing" and event.state == "deleted":
             task.life = "killed"
             turn.tell(keys.parent_of(self.key) or "", ReleaseBranch(task_id=self.id))
         self._changed(turn)

@@ -17,8 +17,9 @@ from foundry_ray.core.messages import Command, Event, Lane, Person, Value
 
 
 class StartTask(Command):
-    """Begin a task whose branch is reserved."""
+    """Begin a task whose branch is reserved; before any kill of it."""
 
+    lane = Lane.CONTROL
     kind: Literal["task.start"] = "task.start"
     prompt: str
     title: str

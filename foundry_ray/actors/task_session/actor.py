@@ -107,6 +107,8 @@ class TaskSessionActor(Actor[SessionState]):
     @handles
     def agent_session_failed(self, event: AgentSessionFailed, turn: Turn) -> None:
         """Show why there is no agent; the queue stays for a retry."""
+        if self.session.status == "closed":
+            return
         self.session.status = "error"
         self.session.error = event.error.model_dump(mode="json")
         self._changed(turn)
@@ -327,7 +329,8 @@ class TaskSessionActor(Actor[SessionState]):
     def _take(self, record: Record, turn: Turn) -> bool:
         """Let a record change the session; return whether people see a change."""
         row = self.session
-        if (asked := rules.permission_request(record)) is not None:
+        asked = rules.permission_request(record)
+        if asked is not None and row.status != "closed":
             identity, rpc_id, request = asked
             permission = TaskSessionPermission(
                 actor_key=self.key,

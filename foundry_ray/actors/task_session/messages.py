@@ -9,8 +9,9 @@ from foundry_ray.core.messages import Command, Event, Lane, Person, Value
 
 
 class StartSession(Command):
-    """Begin a session of a task; with a prompt, that is its first message."""
+    """Begin a session of a task, before any stop; with a prompt, that is its first message."""
 
+    lane = Lane.CONTROL
     kind: Literal["task_session.start"] = "task_session.start"
     title: str
     agent: str
