@@ -35,6 +35,14 @@ class AccountFacts(Value):
     role: Literal["admin", "member"] = "member"
 
 
+class ConnectedAccount(Value):
+    """An account the user may see, and the App's installation on it."""
+
+    account: AccountFacts
+    installation_id: str | None = None
+    suspended: bool = False
+
+
 class RepositoryFacts(Value):
     """A repository as GitHub describes it."""
 

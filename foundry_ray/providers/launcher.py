@@ -30,6 +30,7 @@ def start_ticks(pid: int) -> int | None:
 
 def launch(order: dict[str, Any]) -> dict[str, Any]:
     """Start the ordered program in a session of its own and return the answer."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may ignore it
     pid_out, pid_in = os.pipe()
     failure_out, failure_in = os.pipe()  # closed by a successful exec: no failure to read
     child = os.fork()

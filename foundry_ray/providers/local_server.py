@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -171,17 +172,19 @@ def _environment(directory: Path, record: LocalRecord, base: Mapping[str, str]) 
 
 
 async def _launch(order: dict[str, Any]) -> dict[str, int]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", "-B", launcher.__file__),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    # In a thread: uvloop hears of the end of a child only in the main thread, and Ray runs
+    # its actors' loop in another one (asyncio's own subprocess waited for ever there).
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-I", "-S", "-B", launcher.__file__],
+        input=json.dumps(order).encode(),
+        capture_output=True,
+        check=False,
     )
-    answer, trouble = await process.communicate(json.dumps(order).encode())
-    if process.returncode != 0:
-        words = trouble[-_LOG_TAIL:].decode(errors="replace")
+    if done.returncode != 0:
+        words = done.stderr[-_LOG_TAIL:].decode(errors="replace")
         raise SandboxStartFailed("The launcher of sandbox-agent failed.", log_tail=words)
-    started: dict[str, Any] = json.loads(answer)
+    started: dict[str, Any] = json.loads(done.stdout)
     if "error" in started:
         words = started["error"]["message"]
         raise SandboxStartFailed("sandbox-agent could not be started.", log_tail=words)

@@ -77,14 +77,15 @@ async def write(transaction: Transaction, key: str, effects: Effects, now: datet
 
 
 async def _rows(transaction: Transaction, effects: Effects) -> None:
-    for (kind, row_type), group in groupby(effects.rows, key=lambda e: (e[0], type(e[1]))):
-        del row_type
+    for (kind, _), group in groupby(effects.rows, key=lambda e: (e[0], type(e[1]))):
         rows = [row for _, row in group]
         if kind == "insert":
             await transaction.insert(rows)
             continue
         for row in rows:
             await (transaction.put(row) if kind == "put" else transaction.delete(row))
+    for row_type, named in effects.drops:
+        await transaction.drop(row_type, named)
 
 
 async def _run(transaction: Transaction, key: str, change: RunChange, now: datetime) -> None:

@@ -76,6 +76,7 @@ class Effects:
     mail: list[Mail] = field(default_factory=list)
     forget: list[str] = field(default_factory=list)
     rows: list[tuple[str, SQLModel]] = field(default_factory=list)
+    drops: list[tuple[type[SQLModel], dict[str, Any]]] = field(default_factory=list)
     feed: list[FeedItem] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     runs: list[RunChange] = field(default_factory=list)
@@ -183,6 +184,10 @@ class Turn:
         """Delete a row."""
         self.effects.rows.append(("delete", row))
 
+    def drop(self, row_type: type[SQLModel], **key: Any) -> None:
+        """Delete the row with this primary key, which was never read."""
+        self.effects.drops.append((row_type, key))
+
     def keep_secret(self, secret_id: str, sealed: str, expires_at: datetime | None = None) -> None:
         """Keep a secret that a step sealed under *secret_id*; replaces an older one."""
         row = RtSecret(
@@ -196,7 +201,7 @@ class Turn:
 
     def drop_secret(self, secret_id: str) -> None:
         """Forget a secret."""
-        self.effects.rows.append(("delete", RtSecret.model_construct(id=secret_id)))
+        self.drop(RtSecret, id=secret_id)
 
     # -- what people see ------------------------------------------------------------
 

@@ -175,7 +175,11 @@ class Transaction:
     async def delete(self, row: SQLModel) -> None:
         """Delete the row with this primary key, if it is there."""
         form = shape(type(row))
-        await self.execute(form.delete, {name: getattr(row, name) for name in form.keys})
+        await self.drop(type(row), {name: getattr(row, name) for name in form.keys})
+
+    async def drop(self, row_type: type[SQLModel], key: dict[str, Any]) -> None:
+        """Delete the row with this primary key, if it is there."""
+        await self.execute(shape(row_type).delete, key)
 
 
 async def _configure(connection: AsyncConnection[DictRow]) -> None:

@@ -12,7 +12,6 @@ from foundry_ray.actors.app_shell.messages import (
     BeginSignIn,
     ClearAppIssues,
     CompleteSignIn,
-    ConnectedAccount,
     CreateToken,
     DeleteToken,
     InstallationSeen,
@@ -32,6 +31,7 @@ from foundry_ray.actors.github_state.messages import SignInUser
 from foundry_ray.actors.organization.messages import ConnectOrganization
 from foundry_ray.core import keys
 from foundry_ray.core.errors import FoundryError, Internal, InvalidInput, NotFound, family
+from foundry_ray.core.facts import ConnectedAccount
 from foundry_ray.core.ids import new_id
 from foundry_ray.core.messages import IssueReported, IssueResolved
 from foundry_ray.core.secrets import fingerprint
@@ -124,7 +124,7 @@ class AppShellOrganization(Actor[AppState]):
         if row is None or row.session_hash is None:
             return
         self._forget(row, turn)
-        user_id = event.person.id
+        user_id = event.user_id
         for connected in event.accounts:
             self._know(connected, turn)
             self._member(user_id, connected, turn)
@@ -209,7 +209,7 @@ class AppShellOrganization(Actor[AppState]):
     @handles
     def sign_out(self, command: SignOut, turn: Turn) -> None:
         """End an app session at once."""
-        turn.delete(AppShellSession.model_construct(actor_key=self.key, id=command.session_id))
+        turn.drop(AppShellSession, actor_key=self.key, id=command.session_id)
 
     # -- API tokens -----------------------------------------------------------------------
 
@@ -233,16 +233,7 @@ class AppShellOrganization(Actor[AppState]):
     @handles
     def delete_token(self, command: DeleteToken, turn: Turn) -> None:
         """Make an API token worthless; the door has checked whose it is."""
-        token = AppShellToken(
-            actor_key=self.key,
-            created_at=turn.now,
-            updated_at=turn.now,
-            id=command.id,
-            token_hash="",
-            user_id=command.user_id,
-            name="",
-        )
-        turn.delete(token)
+        turn.drop(AppShellToken, actor_key=self.key, id=command.id)
 
     # -- runtime issues ---------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from foundry_ray.core.facts import AccountFacts
-from foundry_ray.core.messages import Command, Event, Person, Value
+from foundry_ray.core.facts import AccountFacts, ConnectedAccount
+from foundry_ray.core.messages import Command, Event
 
 
 class BeginSignIn(Command):
@@ -30,23 +30,12 @@ class CompleteSignIn(Command):
     session_hash: str
 
 
-class ConnectedAccount(Value):
-    """An account the user may see, and the App's installation on it."""
-
-    account: AccountFacts
-    installation_id: str | None = None
-    suspended: bool = False
-
-
 class SignInSucceeded(Event):
-    """GitHub said who it is, and what they may see."""
+    """GitHub said who it is and what they may see; their own data are kept already."""
 
     kind: Literal["app_shell.sign_in_succeeded"] = "app_shell.sign_in_succeeded"
     state_hash: str
-    person: Person
-    avatar_url: str
-    token_expires_at: datetime | None
-    scopes: list[str]
+    user_id: str
     accounts: list[ConnectedAccount]
 
 

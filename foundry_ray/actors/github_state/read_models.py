@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from foundry_ray.actors.github_state.tables import GitHubState
@@ -35,18 +36,9 @@ async def list_states(
 
 
 def _unknown(organization_id: str) -> GitHubState:
-    return GitHubState.model_construct(
-        actor_key=keys.github(organization_id),
-        account={},
-        installation_status="install_required",
-        sync_status="pending",
-        sync_done=0,
-        sync_total=0,
-        sync_label="",
-        sync_error=None,
-        last_sync_at=None,
-        last_webhook_at=None,
-        last_webhook_event=None,
+    never = datetime.min.replace(tzinfo=UTC)
+    return GitHubState(
+        actor_key=keys.github(organization_id), account={}, created_at=never, updated_at=never
     )
 
 

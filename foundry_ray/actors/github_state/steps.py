@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from foundry_ray.actors.app_shell.messages import ConnectedAccount
 from foundry_ray.core.clock import Clock
 from foundry_ray.core.errors import NotFound, PermissionDenied
-from foundry_ray.core.facts import AccountFacts, PullRequestFacts, RefFacts, RepositoryFacts
+from foundry_ray.core.facts import (
+    AccountFacts,
+    ConnectedAccount,
+    PullRequestFacts,
+    RefFacts,
+    RepositoryFacts,
+)
 from foundry_ray.core.messages import Person, Value
 from foundry_ray.core.retry import RetryPolicy
 from foundry_ray.integrations.github.base import GitHub, GitHubAccount, PullRequest, Repository

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundry_ray.actors.app_shell.messages import SignInFailed, SignInSucceeded
+from foundry_ray.actors.app_shell.messages import SignInFailed
 from foundry_ray.actors.github_state import steps
 from foundry_ray.actors.github_state.steps import (
     CodeInput,
@@ -228,7 +228,7 @@ class SignIn(Workflow[MirrorState]):
         return Go(steps.exchange_code, run.input)
 
     def next(self, state: MirrorState, run: Run, result: Any, turn: Turn) -> Next:
-        """Read who it is, then tell the application and the user's own data."""
+        """Read who it is, then tell the user's own data, which tell the application."""
         if run.step == "exchange-code":
             turn.keep_secret(f"oauth/{run.id}", result.sealed_token, result.expires_at)
             return Go(steps.read_person, Nothing())
@@ -239,20 +239,10 @@ class SignIn(Workflow[MirrorState]):
         turn.tell(
             keys.user(person.id),
             IdentityObtained(
-                person=person,
-                avatar_url=result.avatar_url,
-                token_secret_id=secret_id,
-                token_expires_at=None,
-                scopes=[],
-                organization_ids=[a.account.id for a in result.accounts],
-            ),
-        )
-        turn.tell(
-            keys.APP,
-            SignInSucceeded(
                 state_hash=fingerprint(run.input.state),
                 person=person,
                 avatar_url=result.avatar_url,
+                token_secret_id=secret_id,
                 token_expires_at=None,
                 scopes=[],
                 accounts=result.accounts,

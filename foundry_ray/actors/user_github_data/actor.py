@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from foundry_ray.actors.app_shell.messages import SignInSucceeded
 from foundry_ray.actors.user_github_data.messages import IdentityObtained
 from foundry_ray.actors.user_github_data.tables import UserGitHubData, UserState
+from foundry_ray.core import keys
 from foundry_ray.runtime.actor import Actor, handles
 from foundry_ray.runtime.turn import Turn
 from foundry_ray.store.engine import Transaction
@@ -28,7 +30,7 @@ class UserGitHubDataActor(Actor[UserState]):
 
     @handles
     def identity_obtained(self, event: IdentityObtained, turn: Turn) -> None:
-        """Take over what GitHub said at sign-in."""
+        """Take over what GitHub said at sign-in, then let the sign-in go on."""
         row = self.state.row
         if row is None:
             row = UserGitHubData(
@@ -46,5 +48,10 @@ class UserGitHubDataActor(Actor[UserState]):
         row.email, row.avatar_url = event.person.email, event.avatar_url
         row.token_secret_id = event.token_secret_id
         row.token_expires_at = event.token_expires_at
-        row.scopes, row.organization_ids = event.scopes, event.organization_ids
+        row.scopes = event.scopes
+        row.organization_ids = [connected.account.id for connected in event.accounts]
         turn.put(row)
+        turn.tell(
+            keys.APP,
+            SignInSucceeded(state_hash=event.state_hash, user_id=row.id, accounts=event.accounts),
+        )

@@ -117,6 +117,10 @@ class Hub:
         self._hint = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
+    def __len__(self) -> int:
+        """Return how many streams are open."""
+        return len(self._subscribers)
+
     async def join(self, topics: frozenset[str], access: Access, cut: asyncio.Event) -> Subscriber:
         """Add a stream: rows after its ``start`` come to it by themselves."""
         async with self._turn:
