@@ -389,7 +389,14 @@ def _files(states: str, numbers: str) -> list[FileChange]:
 
 def _patches(patch: str, files: list[FileChange]) -> dict[str, str]:
     """Cut a patch into one per file, in the order of *files*; a long one says that it is cut."""
-    pieces = ["diff --git " + piece for piece in ("\n" + patch).split("\ndiff --git ")[1:]]
+    pieces: list[str] = []
+    for text in ("\n" + patch).split("\ndiff --git ")[1:]:
+        piece = f"diff --git {text}"
+        # A file that became a link is two pieces of one name: a deletion and an addition.
+        if pieces and pieces[-1].partition("\n")[0] == piece.partition("\n")[0]:
+            pieces[-1] += f"\n{piece}"
+        else:
+            pieces.append(piece)
     kept: dict[str, str] = {}
     room = PATCHES_LIMIT
     for file, piece in zip(files, pieces, strict=False):
