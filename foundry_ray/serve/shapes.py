@@ -19,6 +19,10 @@ PROMPT_LIMIT = 1024 * 1024  # bytes of UTF-8
 def _storable(text: str) -> str:
     if "\x00" in text:
         raise ValueError("a NUL character cannot be kept")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a character (a lone surrogate) cannot be kept") from None
     return text
 
 
