@@ -240,7 +240,11 @@ class TaskSessionActor(Actor[SessionState]):
         turn.tell(row.sandbox_key, CancelPrompt(session_key=self.key))
         for permission in self.state.permissions.values():
             self._answer(permission, None, turn)
-        turn.put(row)
+        if row.status == "needs_you":  # nobody is asked any more
+            row.status = "running"
+            self._changed(turn)
+        else:
+            turn.put(row)
 
     # -- permissions -------------------------------------------------------------------
 
