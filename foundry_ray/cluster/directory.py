@@ -29,7 +29,8 @@ log = get_logger("cluster")
 
 NAMESPACE = "foundry"
 STARTS_AT_ONCE = 4  # per process; more only make each other slow
-START_PATIENCE = 60.0  # seconds after which a start no longer holds back others
+# Seconds after which a start, or a ring that is not answered, means a process that is blocked.
+START_PATIENCE = 60.0
 LOOK_AGAIN = 0.1  # seconds, while others start
 LONGEST_BACKOFF = 30.0
 RINGS_OF_A_FAILURE = 3
@@ -79,6 +80,7 @@ class _Known:
 
     Attributes:
         starting: When this process began to start it; 0 when it does not.
+        ringing: When the oldest ring was given that is not answered; 0 when there is none.
         again: It was rung while it started.
         failures: Starts that failed one after the other.
         not_before: When the next start may be tried.
@@ -86,6 +88,7 @@ class _Known:
 
     handle: Any = None
     starting: float = 0.0
+    ringing: float = 0.0
     again: bool = False
     failures: int = 0
     not_before: float = 0.0
@@ -201,14 +204,16 @@ class Directory:
     def _do(self, job: _Job) -> None:
         if job.future is not None and job.future.cancelled():
             return
+        self._forget_idle()
         known = self._known.setdefault(job.key, _Known())
         now = time.monotonic()
         try:
             if job.method == "end":
                 self._end(known, job.key)
                 return
-            if known.starting and now - known.starting > START_PATIENCE:
-                log.warning("start_stuck", key=job.key)
+            since = known.starting or known.ringing
+            if since and now - since > START_PATIENCE:
+                log.warning("actor_stuck", key=job.key)
                 self._end(known, job.key)
                 known = self._known[job.key] = _Known()
             if known.handle is None and known.not_before > now:
@@ -228,6 +233,7 @@ class Directory:
         except Exception as trouble:  # Ray itself is away; or a name was freed between two looks
             log.warning("actor_not_found", key=job.key, reason=repr(trouble)[:200])
             self._rung.discard(job.key)
+            known.handle = None
             job.deliver(None, Unavailable(key=job.key))
             self._failed(known, job.key)
 
@@ -242,7 +248,6 @@ class Directory:
         begun = [one.starting for one in self._known.values() if one.starting]
         if sum(now - start < START_PATIENCE for start in begun) >= STARTS_AT_ONCE:
             return False
-        self._forget_idle()
         known.handle = (
             self.classes[keys.kind_of(key)]
             .options(
@@ -272,6 +277,7 @@ class Directory:
     def _submit(self, known: _Known, job: _Job) -> None:
         if job.method == "ring":
             self._rung.discard(job.key)
+            known.ringing = known.ringing or time.monotonic()
         job.handle = known.handle
         ref = getattr(known.handle, job.method).remote(*job.arguments)
 
@@ -289,6 +295,8 @@ class Directory:
             known.handle = None
         if error is not None and not isinstance(error, ActorDiedError):
             log.warning("call_failed", key=job.key, method=job.method, error=repr(error)[:500])
+        if job.method == "ring":
+            known.ringing = 0.0
         if job.method == "start":
             self._started(known, job, failed=lost)
         elif job.method == "ring" and lost:

@@ -95,6 +95,17 @@ async def due_among(transaction: Transaction, chosen: Collection[str], now: date
     return [Due(row["target"], row["oldest"], row["moves"], row["host"]) for row in rows]
 
 
+async def overdue_below(
+    transaction: Transaction, roots: Collection[str], now: datetime
+) -> list[Due]:
+    """Return whom the supervisors of these *roots* should have brought back, and did not."""
+    rows = await transaction.fetch(
+        _DUE.format("m.root = ANY(%s)"), (list(roots), now - STUCK_AFTER)
+    )
+    found = [Due(row["target"], row["oldest"], row["moves"], row["host"]) for row in rows]
+    return [due for due in found if due.oldest is not None or due.dead]
+
+
 class Watch:
     """Remembers what a supervisor saw and did; tells whom to ring, and who is stuck."""
 

@@ -62,15 +62,17 @@ class Supervisor:
             await self._keep_lease()
             await self._sweep_out()
         now = self._kernel.clock.now()
+        others: list[str] = []
         async with self._kernel.database.transaction() as transaction:
             found = await supervision.due_below(transaction, self._root, now)
-            others: list[str] = []
             if self._root == keys.APP:
                 roots = await supervision.roots_with_work(transaction, now)
                 others = [root for root in roots if root != self._root]
                 found += await supervision.due_among(transaction, others, now)
+                # A supervisor may itself be stopped, or not be able to start.
+                found += await supervision.overdue_below(transaction, others, now)
         # What is due for the supervisor itself, its own activation sees.
-        below = [due for due in found if due.key != self._root]
+        below = list({due.key: due for due in found if due.key != self._root}.values())
         for key in self._watch.stuck(below, now):
             self._end(key, below)
         ringing = self._watch.to_ring(below, now)

@@ -164,7 +164,7 @@ async def test_supervisors_find_due_mail_that_nobody_rang_for_and_end_who_does_n
     key = "org/4/repo/5/history"
     await office.ask(keys.APP, BeginSignIn(state_hash="4", return_to="/"))
 
-    async def put(summary: str) -> None:
+    async def put(summary: str, key: str = key) -> None:
         async with office.database.transaction() as transaction:
             now = SystemClock().now()
             await mailbox.put(transaction, key, record(summary), sender="test", now=now)
@@ -172,6 +172,17 @@ async def test_supervisors_find_due_mail_that_nobody_rang_for_and_end_who_does_n
     await put("unheard")
     await eventually(office.has(key, "unheard"), timeout=20)
 
+    # -- a supervisor that is stopped itself has one above it
+    await eventually(lambda: named("org/4"))
+    supervisor = (await office.health("org/4"))["pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    other = "org/4/repo/6/history"
+    await put("below a stopped supervisor", other)
+    await eventually(office.has(other, "below a stopped supervisor"), timeout=20)
+    os.kill(supervisor, signal.SIGCONT)
+
+    # -- a process that is stopped is ended, although Ray thinks it alive
+    await office.ask(key, record("heard"))
     stopped = (await office.health(key))["pid"]
     os.kill(stopped, signal.SIGSTOP)
     await put("behind a stopped process")
