@@ -17,6 +17,7 @@ JSON_LIMIT = 2 * 1024 * 1024  # bytes
 WEBHOOK_LIMIT = 25 * 1024 * 1024  # bytes
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_PROBES = frozenset({"/healthz", "/readyz"})
 log = get_logger("serve")
 
 
@@ -95,7 +96,9 @@ class Edge:
             unexpected.__cause__ = trouble
             await errors.answer(unexpected)(scope, receive, named)
         finally:
-            log.info(
+            # Somebody probes all the time; that is no news.
+            say = log.debug if scope["path"] in _PROBES else log.info
+            say(
                 "request",
                 method=scope["method"],
                 path=scope["path"],

@@ -22,6 +22,7 @@ class Services:
 
     Attributes:
         checks: Further checks of readiness by name; each says ``ok`` or what is wrong.
+        migrated: The schema was seen to be this release's; it never goes back.
     """
 
     settings: Settings
@@ -30,6 +31,7 @@ class Services:
     outside: Adapters
     clock: Clock
     checks: dict[str, Check] = field(default_factory=dict)
+    migrated: bool = False
 
     def install_url(self, organization_id: str) -> str:
         """Return where the App is installed on an account; empty without an App."""

@@ -101,14 +101,3 @@ async def list_tokens(transaction: Transaction, user_id: str) -> list[dict[str, 
         " WHERE actor_key = %s AND user_id = %s ORDER BY id DESC",
         (keys.APP, user_id),
     )
-
-
-async def list_sessions(
-    transaction: Transaction, user_id: str, now: datetime
-) -> list[dict[str, Any]]:
-    """Return where a user is signed in, the newest first."""
-    return await transaction.fetch(
-        "SELECT id, created_at, updated_at, expires_at, revision FROM app_shell_session"
-        " WHERE actor_key = %s AND user_id = %s AND expires_at > %s ORDER BY id DESC",
-        (keys.APP, user_id, now),
-    )

@@ -61,8 +61,12 @@ async def _postgres(services: Services) -> str:
 
 
 async def _migrations(services: Services) -> str:
-    waiting = await asyncio.to_thread(migrate.pending, services.database.url)
-    return "ok" if not waiting else f"pending: {', '.join(waiting)}"
+    if not services.migrated:
+        waiting = await asyncio.to_thread(migrate.pending, services.database.url)
+        if waiting:
+            return f"pending: {', '.join(waiting)}"
+        services.migrated = True
+    return "ok"
 
 
 async def _app_actor(services: Services) -> str:

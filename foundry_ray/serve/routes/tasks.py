@@ -135,12 +135,8 @@ async def get_task(request: Request, task_key: TaskKey) -> JSONResponse:
 async def _tell(
     request: Request, member: Principal, task_key: str, command: Message, key: str | None
 ) -> JSONResponse:
-    """Give a command to the task; answer with the task as it is read."""
-    answer = await send(request, member, task_key, command, key)
-    if not answer.answered:
-        return respond(answer)
-    async with services_of(request).database.transaction() as transaction:
-        return respond(answer, await views.one_task(transaction, task_key))
+    """Give a command to the task; it answers with itself."""
+    return respond(await send(request, member, task_key, command, key))
 
 
 class RetryRequest(Body):

@@ -287,6 +287,18 @@ async def test_the_same_key_gives_the_same_answer(acme: Acme) -> None:
     assert (await ask("say key", "k2")).json()["id"] != first.json()["id"]
 
 
+async def test_a_repeated_command_gives_its_stored_answer(acme: Acme) -> None:
+    task = await acme.create("say twice")
+    path = f"{acme.place}/tasks/{task['id']}/archive"
+    first = await acme.ada.call("POST", path, idempotency_key="twice")
+    await acme.ada.call("POST", f"{acme.place}/tasks/{task['id']}/kill")
+    second = await acme.ada.call("POST", path, idempotency_key="twice")
+
+    assert first.status_code == second.status_code == 202
+    assert first.json() == second.json()
+    assert first.json()["status"] == "archiving"
+
+
 async def test_a_repeated_refusal_is_the_same_refusal(acme: Acme) -> None:
     body = {"repository_id": acme.repository, "prompt": " ", "agent": "scripted"}
     for _ in range(2):
