@@ -71,7 +71,8 @@ class Supervisor:
                 found += await supervision.due_among(transaction, others, now)
                 # A supervisor may itself be stopped, or not be able to start.
                 found += await supervision.overdue_below(transaction, others, now)
-        # What is due for the supervisor itself, its own activation sees.
+        if any(due.key == self._root for due in found):
+            self._activation.ring()  # its own mail may have come without a ring
         below = list({due.key: due for due in found if due.key != self._root}.values())
         for key in self._watch.stuck(below, now):
             self._end(key, below)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foundry_ray.cli.demo.client import Browser
 from foundry_ray.cli.ports import is_loopback
 from tests.e2e.conftest import Acme, Foundry
 from tests.helpers import eventually
@@ -19,6 +20,8 @@ async def test_idle_actors_leave_reads_wake_nobody_and_the_agent_session_goes_on
     session = f"{key}/session/{task['active_session_id']}"
     sandbox = f"org/{acme.organization}/sandbox/local/{ready['sandboxes'][0]['id']}"
 
+    async with Browser(foundry.settings.public_url) as again:
+        await again.sign_in("ada")  # so that her own actor is there, too
     live = foundry.actors()
     assert {
         "app",

@@ -16,6 +16,7 @@ from foundry_ray.core.settings import Settings
 
 PATIENCE = 60.0  # seconds for anything that another process does
 WEBHOOK_PATIENCE = 20.0
+MISSING_PATIENCE = 6.0  # for a part that was left out on purpose
 
 Without = Literal["webhook", "push"]
 
@@ -188,7 +189,7 @@ class Job:
 
             sha: str = await self._eventually(
                 rev_parse, lambda answer: answer, "the branch in the bare repository",
-                patience=WEBHOOK_PATIENCE if self.without == "push" else PATIENCE,
+                patience=MISSING_PATIENCE if self.without == "push" else PATIENCE,
             )  # fmt: skip
             step.evidence = {"branch": task["branch"], "sha": sha}
             return sha
@@ -247,7 +248,7 @@ class Job:
                 lambda: ada.call("GET", f"{place}/history?task={task['id']}&limit=100"),
                 _delivery,
                 "the delivery in Foundry's history",
-                patience=WEBHOOK_PATIENCE,
+                patience=MISSING_PATIENCE if self.without == "webhook" else WEBHOOK_PATIENCE,
             )
             guid = _delivery(history)
             outside = bootstrap.adapters(self.settings)
