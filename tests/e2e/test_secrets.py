@@ -30,7 +30,7 @@ def _secrets(foundry: Foundry) -> dict[str, str]:
     found["GitHub App key"] = key[len(key) // 2]
     url = EmbeddedPostgres(foundry.data_dir).url()
     found["database password"] = str(psycopg.conninfo.conninfo_to_dict(url)["password"])
-    found["Ray token"] = (foundry.data_dir / "run" / "ray.token").read_text().strip()
+    found["Ray token"] = (foundry.data_dir / "ray.token").read_text().strip()
     with psycopg.connect(url) as connection:
         for secret_id, sealed in connection.execute("SELECT id, sealed FROM rt_secret"):
             found[secret_id] = own.open(sealed, secret_id).get_secret_value()
