@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         now = SystemClock().now()
         found = with_database(settings_module.load(data_dir), lambda d: _entities(d, now, idle))
         if json_:
-            say_json({"items": found})
+            say_json({"items": [_plain(entity) for entity in found]})
         elif not found:
             say("no actor lives")
         else:
@@ -51,6 +51,11 @@ async def _entities(database: Any, now: datetime, idle: bool) -> list[dict[str, 
 
     async with database.transaction() as transaction:
         return await supervision.entities(transaction, now, idle=idle)
+
+
+def _plain(entity: dict[str, Any]) -> dict[str, Any]:
+    since_then = entity["activated_at"]
+    return {**entity, "activated_at": since_then.isoformat() if since_then else None}
 
 
 def _row(entity: dict[str, Any], now: datetime) -> list[str]:

@@ -172,7 +172,7 @@ async def has_lease(transaction: Transaction, holder: str) -> bool:
 
 
 async def entities(transaction: Transaction, now: datetime, *, idle: bool) -> list[dict[str, Any]]:
-    """Return what an operator sees of each entity that has a host or something to do.
+    """Return what an operator sees of each entity that has a process or something to do.
 
     Args:
         idle: Return the others too.
@@ -188,19 +188,20 @@ async def entities(transaction: Transaction, now: datetime, *, idle: bool) -> li
         " WHERE %(idle)s OR e.host IS NOT NULL OR m.pending > 0 ORDER BY e.key",
         {"now": now, "idle": idle},
     )
-    return [_seen(row, now) for row in rows]
+    seen = [_seen(row, now) for row in rows]
+    return [entity for entity in seen if idle or entity["state"] != "idle"]
 
 
 def _seen(row: dict[str, Any], now: datetime) -> dict[str, Any]:
     where = row["host"]
-    state = "idle" if where is None else "dead" if host.proven_gone(where) else "live"
+    state = "live" if not host.proven_gone(where) else "waiting" if row["pending"] else "idle"
     oldest: datetime | None = row["oldest"]
     return {
         "key": row["key"],
         "kind": row["kind"],
         "state": state,
-        "node": where["node"] if where else None,
-        "pid": where["pid"] if where else None,
+        "node": where["node"] if where and state == "live" else None,
+        "pid": where["pid"] if where and state == "live" else None,
         "activated_at": row["activated_at"],
         "epoch": row["epoch"],
         "revision": row["revision"],

@@ -19,7 +19,7 @@ from foundry_ray.core.messages import Person
 from foundry_ray.runtime import host, mailbox
 from foundry_ray.runtime.local import LocalHost
 from foundry_ray.runtime.refs import Client
-from foundry_ray.runtime.supervision import Due, Watch, sweep_out
+from foundry_ray.runtime.supervision import Due, Watch, entities, sweep_out
 from foundry_ray.store.engine import Database
 from tests.helpers import eventually
 
@@ -161,3 +161,26 @@ async def test_what_has_had_its_time_is_deleted(database: Database) -> None:
 def test_this_process_is_alive() -> None:
     assert ALIVE["pid"] == os.getpid()
     assert not host.proven_gone(ELSEWHERE)
+
+
+async def test_an_operator_sees_what_lives_and_what_waits(database: Database) -> None:
+    now = SystemClock().now()
+    gone = {**ALIVE, "pid": 2**22 + 1}
+    async with database.transaction() as transaction:
+        for key, where in (("app", ALIVE), ("org/1", gone), ("org/2", None), ("org/3", None)):
+            await transaction.execute(
+                "INSERT INTO rt_entity (key, kind, root, epoch, revision, host, created_at)"
+                " VALUES (%s, %s, %s, 1, 0, %s, %s)",
+                (key, keys.kind_of(key), key, Jsonb(where) if where else None, now),
+            )
+        message = RecordEvent(actor=Person(), what="test", summary="waits")
+        sent = now - seconds(3)
+        await mailbox.put(transaction, "org/3", message, sender="test", now=sent)
+    async with database.transaction() as transaction:
+        some = await entities(transaction, now, idle=False)
+        every = await entities(transaction, now, idle=True)
+    assert [(one["key"], one["state"], one["pid"], one["oldest_seconds"]) for one in some] == [
+        ("app", "live", os.getpid(), None),
+        ("org/3", "waiting", None, 3.0),
+    ]
+    assert [one["key"] for one in every] == ["app", "org/1", "org/2", "org/3"]
