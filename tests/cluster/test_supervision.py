@@ -167,7 +167,7 @@ async def test_an_operator_sees_what_lives_and_what_waits(database: Database) ->
     now = SystemClock().now()
     gone = {**ALIVE, "pid": 2**22 + 1}
     async with database.transaction() as transaction:
-        for key, where in (("app", ALIVE), ("org/1", gone), ("org/2", None), ("org/3", None)):
+        for key, where in (("app", ELSEWHERE), ("org/1", gone), ("org/2", None), ("org/3", None)):
             await transaction.execute(
                 "INSERT INTO rt_entity (key, kind, root, epoch, revision, host, created_at)"
                 " VALUES (%s, %s, %s, 1, 0, %s, %s)",
