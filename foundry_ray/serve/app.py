@@ -38,6 +38,7 @@ API_ROUTERS: tuple[APIRouter, ...] = (
     organization.router,
     repositories.router,
     tasks.router,
+    sessions.of_task,
     sessions.router,
     commands.router,
 )

@@ -308,8 +308,9 @@ async def one_session(transaction: Transaction, key: str) -> dict[str, Any]:
     if found is None:
         above = keys.parent_of(key)
         assert above is not None
-        accepted = await repository.get_task(transaction, above) or {"sessions": []}
-        for one in accepted["sessions"]:
+        index = await task.get_task(transaction, above)
+        index = index or await repository.get_task(transaction, above) or {"sessions": []}
+        for one in index["sessions"]:
             if one["id"] == keys.last_id(key):
                 found = {
                     **one,

@@ -124,3 +124,21 @@ def test_every_open_port_is_on_loopback_or_says_why_not(foundry: Foundry) -> Non
     assert {port["port"] for port in ports} >= {foundry.port}
     for port in ports:
         assert is_loopback(port["address"]) or port.get("reason"), port
+
+
+async def test_a_second_session_works_on_the_same_branch(acme: Acme) -> None:
+    task = await acme.create("write one.txt one")
+    await acme.settled(task["id"])
+
+    second = await acme.call("POST", f"/tasks/{task['id']}/sessions", {"title": "Review"})
+
+    assert (second["status"], second["title"]) == ("pending", "Review")
+    place = f"/tasks/{task['id']}/sessions/{second['id']}"
+    await acme.call("POST", f"{place}/messages", {"text": "run cat one.txt\nsay seen"})
+
+    async def seen() -> bool:
+        view = await acme.call("GET", f"/tasks/{task['id']}")
+        assert view["active_session_id"] == second["id"]
+        return "seen" in await acme.said(view)
+
+    await eventually(seen, timeout=30, every=0.1)

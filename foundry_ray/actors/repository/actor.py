@@ -34,10 +34,12 @@ from foundry_ray.actors.task.messages import (
     StartTask,
     TaskPullRequestChanged,
     TaskView,
+    pending_session,
     queued_phases,
 )
 from foundry_ray.actors.task_session.messages import StartSession
 from foundry_ray.core import keys, topics
+from foundry_ray.core.agents import check_agent
 from foundry_ray.core.errors import (
     BranchTaken,
     FoundryError,
@@ -173,8 +175,7 @@ class RepositoryActor(Actor[RepositoryState]):
         if row.archived:
             raise WrongState("The repository is archived on GitHub.")
         _check_prompt(command.prompt)
-        if command.agent not in rules.AGENTS:
-            raise InvalidInput(f"No agent is called {command.agent!r}.", agents=list(rules.AGENTS))
+        check_agent(command.agent)
         if command.on_branch is not None and command.on_branch not in self.state.refs:
             raise InvalidInput(f"There is no branch {command.on_branch!r} to begin from.")
         task_id, session_id, sandbox_id = new_id(), new_id(), new_id()
@@ -292,7 +293,7 @@ class RepositoryActor(Actor[RepositoryState]):
                     created_at=turn.now,
                 )
             ],
-            sessions=[_pending(command, session_id, title, turn)],
+            sessions=[pending_session(session_id, title, command.agent, command.model, turn.now)],
             has_unpushed=False,
             operations={},
         )
@@ -363,24 +364,6 @@ SUMMARY_FIELDS = (
     "updated_at",
     "revision",
 )
-
-
-def _pending(command: CreateTask, session_id: str, title: str, turn: Turn) -> dict[str, Any]:
-    """Return the summary of the session as it is until its own first turn."""
-    return {
-        "id": session_id,
-        "title": title,
-        "agent": command.agent,
-        "model": command.model,
-        "mode": None,
-        "status": "pending",
-        "error": None,
-        "thinking_since": None,
-        "queued": [],
-        "created_at": turn.now.isoformat(),
-        "updated_at": turn.now.isoformat(),
-        "revision": 0,
-    }
 
 
 def _check_prompt(prompt: str) -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection
 
 TITLE_LENGTH = 80
-AGENTS = ("scripted", "claude", "codex", "opencode")
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 

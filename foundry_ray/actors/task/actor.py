@@ -24,6 +24,7 @@ from foundry_ray.actors.task.messages import (
     Archive,
     BranchReserved,
     ChangesTaken,
+    CreateSession,
     Kill,
     OperationView,
     PhaseChanged,
@@ -39,17 +40,22 @@ from foundry_ray.actors.task.messages import (
     SessionChanged,
     StartTask,
     TaskPullRequestChanged,
+    pending_session,
     queued_phases,
 )
 from foundry_ray.actors.task.tables import Task, TaskChanges, TaskPatch, TaskSandbox, TaskState
-from foundry_ray.actors.task_session.messages import CloseSession
+from foundry_ray.actors.task_session.messages import CloseSession, StartSession
 from foundry_ray.core import keys, topics
-from foundry_ray.core.errors import NotFound, WrongState
+from foundry_ray.core.agents import check_agent
+from foundry_ray.core.errors import NotFound, QuotaExceeded, WrongState
 from foundry_ray.core.facts import Trouble
+from foundry_ray.core.ids import new_id
 from foundry_ray.core.messages import SYSTEM, Person
 from foundry_ray.runtime.actor import Actor, handles
 from foundry_ray.runtime.turn import Turn
 from foundry_ray.store.engine import Transaction
+
+SESSIONS_PER_TASK = 20
 
 
 class TaskActor(Actor[TaskState]):
@@ -177,6 +183,37 @@ class TaskActor(Actor[TaskState]):
         task = self.task
         task.sessions = {**task.sessions, event.session_id: event.summary}
         self._changed(turn)
+
+    @handles
+    def create_session(self, command: CreateSession, turn: Turn) -> None:
+        """Begin another session; answered at once, its agent starts in the background (E03)."""
+        task = self.task
+        if task.life != "live":
+            raise WrongState(f"The task is {task.status}.", hint="Create a new task.")
+        if len(task.sessions) >= SESSIONS_PER_TASK:
+            raise QuotaExceeded(f"A task has at most {SESSIONS_PER_TASK} sessions.")
+        agent = command.agent or task.agent
+        check_agent(agent)
+        session_id = new_id()
+        title = (command.title or "").strip() or f"Session {len(task.sessions) + 1}"
+        summary = pending_session(session_id, title, agent, command.model, turn.now)
+        task.sessions = {**task.sessions, session_id: summary}
+        task.active_session_id = session_id
+        turn.tell(
+            keys.session(self.key, session_id),
+            StartSession(
+                title=title,
+                agent=agent,
+                model=command.model,
+                sandbox_key=task.sandbox_key,
+                prompt=None,
+                by=command.by,
+            ),
+        )
+        self._record(turn, command.by, "session_created", f"began {title}", session=session_id)
+        turn.publish(topics.task(self.key), "session", session_id, 0, summary)
+        self._changed(turn)
+        turn.reply(summary, status=201)
 
     # -- changes, push, pull request -------------------------------------------------------
 

@@ -53,6 +53,16 @@ class SessionChanged(Event):
     summary: dict[str, Any]
 
 
+class CreateSession(Command):
+    """Begin another agent session on the task's branch; it becomes the active one (S15)."""
+
+    kind: Literal["task.create_session"] = "task.create_session"
+    agent: str | None = None
+    model: str | None = None
+    title: str | None = None
+    by: Person
+
+
 class ChangesTaken(Event):
     """The branch against its merge base, as the sandbox has it now."""
 
@@ -236,3 +246,23 @@ def queued_phases(now: datetime) -> list[PhaseView]:
         else PhaseView(name=name)
         for name in PHASES
     ]
+
+
+def pending_session(
+    session_id: str, title: str, agent: str, model: str | None, now: datetime
+) -> dict[str, Any]:
+    """Return the summary of a session as it is until its own first turn."""
+    return {
+        "id": session_id,
+        "title": title,
+        "agent": agent,
+        "model": model,
+        "mode": None,
+        "status": "pending",
+        "error": None,
+        "thinking_since": None,
+        "queued": [],
+        "created_at": now.isoformat(),
+        "updated_at": now.isoformat(),
+        "revision": 0,
+    }

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from foundry_ray.actors.task.messages import CreateSession
 from foundry_ray.actors.task_session import read_models as task_session
 from foundry_ray.actors.task_session.messages import AnswerPermission, SendMessage, StopTurn
 from foundry_ray.core import keys
@@ -26,9 +27,39 @@ from foundry_ray.serve.models import (
 from foundry_ray.serve.services import services_of
 from foundry_ray.serve.shapes import Body, Id, Number, Text, check_prompt
 
+of_task = APIRouter(prefix="/api/organizations/{org}/tasks/{task}/sessions", tags=["sessions"])
 router = APIRouter(
     prefix="/api/organizations/{org}/tasks/{task}/sessions/{session}", tags=["sessions"]
 )
+
+
+class SessionRequest(Body):
+    """What kind of session to begin; everything has a default."""
+
+    agent: Text | None = None
+    model: Text | None = None
+    title: Annotated[Text, Field(max_length=200)] | None = None
+
+
+@of_task.post(
+    "",
+    status_code=201,
+    response_model=SessionSummary,
+    responses={202: {"model": Accepted}, **documented(400, 401, 403, 404, 409, 422, 429)},
+)
+async def create_session(
+    request: Request,
+    org: Number,
+    task: Id,
+    member: Member,
+    body: SessionRequest,
+    key: IdempotencyKey = None,
+) -> JSONResponse:
+    """Begin another agent session on the task's branch, at once; its agent starts behind."""
+    async with services_of(request).database.transaction() as transaction:
+        task_key = await views.task_key(transaction, org, task)
+    command = CreateSession(**body.model_dump(), by=member.person)
+    return respond(await send(request, member, task_key, command, key))
 
 
 async def _session_key(request: Request, org: Number, task: Id, session: Id, member: Member) -> str:
