@@ -308,9 +308,12 @@ async def one_session(transaction: Transaction, key: str) -> dict[str, Any]:
     if found is None:
         above = keys.parent_of(key)
         assert above is not None
-        index = await task.get_task(transaction, above)
-        index = index or await repository.get_task(transaction, above) or {"sessions": []}
-        for one in index["sessions"]:
+        # The first session is in the repository's index, a further one in the task's.
+        indexes = (
+            await repository.get_task(transaction, above),
+            await task.get_task(transaction, above),
+        )
+        for one in [each for index in indexes if index for each in index["sessions"]]:
             if one["id"] == keys.last_id(key):
                 found = {
                     **one,

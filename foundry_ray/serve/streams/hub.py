@@ -61,7 +61,7 @@ class Subscriber:
     Attributes:
         start: Rows after this position come by the hub.
         cut: Set when the client is too slow: even a write that waits for it must end.
-        end: Why the stream is over: ``revoked``, ``slow`` or ``failed``; empty while it is not.
+        end: Why the stream is over: ``revoked``, ``slow``, ``failed`` or ``left``; empty before.
         read: Everything up to here has been handed out.
     """
 
@@ -116,6 +116,9 @@ class Hub:
         self._turn = asyncio.Lock()
         self._hint = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        # Counts the times that reading began; the work of an earlier time ends by itself, for
+        # a cancellation may get lost on its way (asyncio.wait_for before Python 3.12).
+        self._time = 0
 
     def __len__(self) -> int:
         """Return how many streams are open."""
@@ -131,7 +134,7 @@ class Hub:
             self._subscribers.add(made)
             if not self._tasks:
                 self._tasks = [
-                    asyncio.create_task(work(), name=f"streams {work.__name__}")
+                    asyncio.create_task(work(self._time), name=f"streams {work.__name__}")
                     for work in (self._listen, self._read, self._recheck)
                 ]
                 for task in self._tasks:
@@ -143,6 +146,8 @@ class Hub:
         self._subscribers.discard(subscriber)
         if not self._subscribers:
             tasks, self._tasks, self._position = self._tasks, [], None
+            self._time += 1
+            self._hint.set()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -156,10 +161,10 @@ class Hub:
 
     # -- reading -------------------------------------------------------------------
 
-    async def _read(self) -> None:
+    async def _read(self, time: int) -> None:
         """Read when hinted, sooner while rows wait, and now and then in any case."""
         wait = WAITING_FIRST
-        while True:
+        while time == self._time:
             waiting = False
             try:
                 more, waiting = await self.tick()
@@ -205,9 +210,9 @@ class Hub:
 
     # -- hints and access ------------------------------------------------------------
 
-    async def _listen(self) -> None:
+    async def _listen(self, time: int) -> None:
         """Hear the hints, on a connection of its own."""
-        while True:
+        while time == self._time:
             try:
                 connection = await psycopg.AsyncConnection.connect(
                     self._database.url,
@@ -224,9 +229,9 @@ class Hub:
                 log.warning("hints_lost", reason=type(trouble).__name__)
             await asyncio.sleep(LISTEN_AGAIN)
 
-    async def _recheck(self) -> None:
+    async def _recheck(self, time: int) -> None:
         """End streams whose session, token or membership is over."""
-        while True:
+        while time == self._time:
             await asyncio.sleep(RECHECK_EVERY)
             try:
                 await self.recheck()

@@ -60,6 +60,7 @@ class EventStream(Response):
         self._places = places
         self._stale = stale
         self._subscriber: Subscriber | None = None
+        self._over = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve until the client leaves, is cut, or has no access any more."""
@@ -74,6 +75,11 @@ class EventStream(Response):
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # The writer looks at this too: a cancellation may get lost on its way
+            # (asyncio.wait_for before Python 3.12, as the connection pool uses it).
+            self._over = True
+            if self._subscriber is not None:
+                self._subscriber.finish("left")
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -107,6 +113,8 @@ class EventStream(Response):
             log.exception("stream_failed")
 
     async def _say(self, words: bytes) -> None:
+        if self._over:
+            raise ConnectionResetError
         await self._send({"type": "http.response.body", "body": words, "more_body": True})
 
     async def _snapshots(self) -> None:
@@ -146,7 +154,7 @@ class EventStream(Response):
                 place = self._places[names[0]]
 
     async def _follow(self, subscriber: Subscriber) -> None:
-        while not subscriber.end:
+        while not subscriber.end and not self._over:
             try:
                 async with asyncio.timeout(HEARTBEAT):
                     await subscriber.news.wait()

@@ -37,6 +37,7 @@ def members_only(acme: Acme, task: dict[str, Any]) -> list[tuple[str, str]]:
         ("GET", f"{one}/diff?path=x"),
         *(("POST", f"{one}/{what}") for what in ("retry", "push", "archive", "kill")),
         ("PUT", f"{one}/pull-request"),
+        ("POST", f"{one}/sessions"),
         ("GET", session),
         ("GET", f"{session}/events"),
         ("POST", f"{session}/messages"),
@@ -45,7 +46,12 @@ def members_only(acme: Acme, task: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-BODIES = {"tasks": {"prompt": "x"}, "messages": {"text": "x"}, "pull-request": {}}
+BODIES = {
+    "tasks": {"prompt": "x"},
+    "sessions": {},
+    "messages": {"text": "x"},
+    "pull-request": {},
+}
 
 
 def body_of(acme: Acme, path: str) -> Any:

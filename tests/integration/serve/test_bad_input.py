@@ -58,6 +58,7 @@ async def test_a_task_that_cannot_be_made(
 
 
 async def tasks(acme: Acme) -> list[dict[str, Any]]:
+    await acme.world.calm()
     return await acme.world.fetch(
         "SELECT (SELECT count(*) FROM repository_task) AS tasks,"
         " (SELECT count(*) FROM rt_entity WHERE kind IN ('task', 'task_session')) AS begun,"

@@ -129,6 +129,22 @@ async def test_stop_answers_when_the_turn_is_over(acme: Acme) -> None:
     assert models.SessionSummary.model_validate(again.json()).status == "idle"
 
 
+async def test_a_further_session_is_there_at_once(acme: Acme) -> None:
+    task = await acme.create("say first")
+    await acme.session(task).open()
+    place = f"{acme.place}/tasks/{task['id']}"
+
+    made = await acme.ada.call("POST", f"{place}/sessions", {"title": "Second"})
+    session = models.SessionSummary.model_validate(made.json())
+    whole = models.Task.model_validate(await acme.ada.get(place))
+
+    assert made.status_code == 201
+    assert (session.title, session.agent) == ("Second", "scripted")
+    assert whole.active_session_id == session.id
+    assert {one.id for one in whole.sessions} == {task["active_session_id"], session.id}
+    models.Session.model_validate(await acme.ada.get(f"{place}/sessions/{session.id}"))
+
+
 async def test_changes_are_those_last_taken(acme: Acme) -> None:
     task = await acme.create("say changed")
     place = f"{acme.place}/tasks/{task['id']}"

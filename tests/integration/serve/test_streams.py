@@ -335,6 +335,31 @@ async def test_a_lost_hint_only_delays(acme: Acme, monkeypatch: pytest.MonkeyPat
             pass
 
 
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind(acme: Acme) -> None:
+    topics = [f"task:{acme.id}/{(await acme.create('say leave'))['id']}", f"organization:{acme.id}"]
+    async with acme.ada.stream(*topics) as stream:
+        await stream.until("snapshot")
+        cursor = stream.cursor
+    where = httpx.URL(acme.world.settings.public_url)
+    cookie = acme.ada.http.cookies["foundry_session"]
+    request = (
+        f"GET /api/stream?topics={','.join(topics)}&last_event_id={cursor} HTTP/1.1\r\n"
+        f"Host: {where.netloc.decode()}\r\nCookie: foundry_session={cookie}\r\n\r\n"
+    ).encode()
+
+    async def visit(patience: int) -> None:
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(request)
+        for _ in range(patience):  # so many turns of the loop, not so much time
+            await asyncio.sleep(0)
+        writer.transport.abort()
+        del reader
+
+    for wave in range(10):
+        await asyncio.gather(*(visit(40 * number + wave) for number in range(20)))
+    await eventually(lambda: len(hub(acme.world)) == 0)
+
+
 async def test_the_reader_rests_when_nobody_watches(world: World) -> None:
     await eventually(lambda: len(hub(world)) == 0)
 

@@ -149,8 +149,21 @@ class World:
         async with self.database.transaction() as transaction:
             return await transaction.fetch(sql, values)
 
+    async def calm(self) -> None:
+        """Wait until nothing is to do that earlier requests have begun."""
+
+        async def idle() -> bool:
+            waiting = await self.fetch(
+                "SELECT target FROM rt_mailbox WHERE parked_at IS NULL AND due_at <= now()"
+                " AND target NOT LIKE '%/sandbox/%'"
+            )
+            return not waiting
+
+        await eventually(idle)
+
     async def totals(self) -> dict[str, int]:
-        """Return the number of rows of everything that a request could change."""
+        """Return the number of rows of everything that a request could change, once it is calm."""
+        await self.calm()
         tables = (
             "rt_entity", "rt_inbox_seen", "repository_task", "task_session_message",
             "github_state_delivery", "app_shell_token",
