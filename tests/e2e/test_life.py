@@ -142,3 +142,11 @@ async def test_a_second_session_works_on_the_same_branch(acme: Acme) -> None:
         return "seen" in await acme.said(view)
 
     await eventually(seen, timeout=30, every=0.1)
+
+
+async def test_a_kill_right_after_the_create_is_not_lost(acme: Acme) -> None:
+    task = await acme.create("say never mind")
+
+    await acme.call("POST", f"/tasks/{task['id']}/kill")
+
+    await acme.until(task["id"], "killed")

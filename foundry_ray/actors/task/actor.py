@@ -47,7 +47,7 @@ from foundry_ray.actors.task.tables import Task, TaskChanges, TaskPatch, TaskSan
 from foundry_ray.actors.task_session.messages import CloseSession, StartSession
 from foundry_ray.core import keys, topics
 from foundry_ray.core.agents import check_agent
-from foundry_ray.core.errors import NotFound, QuotaExceeded, WrongState
+from foundry_ray.core.errors import QuotaExceeded, Unavailable, WrongState
 from foundry_ray.core.facts import Trouble
 from foundry_ray.core.ids import new_id
 from foundry_ray.core.messages import SYSTEM, Person
@@ -72,9 +72,9 @@ class TaskActor(Actor[TaskState]):
 
     @property
     def task(self) -> Task:
-        """Return the row; NotFound if the task was never started."""
+        """Return the row; a command that overtook the start of the task is tried again."""
         if self.state.row is None:
-            raise NotFound("There is no such task.")
+            raise Unavailable("The task is about to begin.", hint="Try again at once.")
         return self.state.row
 
     @property

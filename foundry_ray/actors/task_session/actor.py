@@ -41,7 +41,14 @@ from foundry_ray.actors.task_session.tables import (
     TaskSessionPermission,
 )
 from foundry_ray.core import keys, topics
-from foundry_ray.core.errors import InvalidInput, NotFound, PromptEmpty, TooLarge, WrongState
+from foundry_ray.core.errors import (
+    InvalidInput,
+    NotFound,
+    PromptEmpty,
+    TooLarge,
+    Unavailable,
+    WrongState,
+)
 from foundry_ray.core.facts import Trouble
 from foundry_ray.core.ids import new_id
 from foundry_ray.core.messages import Person
@@ -64,9 +71,9 @@ class TaskSessionActor(Actor[SessionState]):
 
     @property
     def session(self) -> TaskSession:
-        """Return the row; NotFound if the session was never started."""
+        """Return the row; a command that overtook the start of the session is tried again."""
         if self.state.row is None:
-            raise NotFound("There is no such session.")
+            raise Unavailable("The session is about to begin.", hint="Try again at once.")
         return self.state.row
 
     # -- life ------------------------------------------------------------------------

@@ -560,6 +560,7 @@ class Wire:
             cut = self.cut_after_commit and b"COMMIT\0" in data
             if cut:
                 answers.cancel()
+                await asyncio.gather(answers, return_exceptions=True)  # it reads no more
             forth.write(data)
             await forth.drain()
             if cut:

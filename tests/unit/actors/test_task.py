@@ -37,7 +37,7 @@ from foundry_ray.actors.task.messages import (
 from foundry_ray.actors.task.tables import TaskState
 from foundry_ray.actors.task_session.messages import CloseSession
 from foundry_ray.core import keys
-from foundry_ray.core.errors import NotFound, WrongState
+from foundry_ray.core.errors import Unavailable, WrongState
 from foundry_ray.core.facts import Changes, FileChange, Trouble
 from foundry_ray.core.messages import Message
 from tests.unit.actors.kit import ANN, NOW, Scene, all_of, only, reply, shown
@@ -85,10 +85,10 @@ def test_a_task_begins_queued_and_shows_itself_everywhere() -> None:
     "message",
     [Push(by=ANN), Publish(by=ANN), Archive(by=ANN), Kill(by=ANN), RetryTask(by=ANN)],
 )
-def test_a_task_that_was_never_started_takes_nothing(message: Message) -> None:
+def test_a_command_that_overtakes_the_start_is_tried_again(message: Message) -> None:
     scene = Scene(TaskActor, KEY, TaskState(KEY, None, [], None, set()))
 
-    with scene.refuses(NotFound, message):
+    with scene.refuses(Unavailable, message):
         pass
 
 

@@ -33,7 +33,14 @@ from foundry_ray.actors.task_session.messages import (
 from foundry_ray.actors.task_session.rules import PROMPT_LIMIT
 from foundry_ray.actors.task_session.tables import SessionState
 from foundry_ray.core import keys
-from foundry_ray.core.errors import InvalidInput, NotFound, PromptEmpty, TooLarge, WrongState
+from foundry_ray.core.errors import (
+    InvalidInput,
+    NotFound,
+    PromptEmpty,
+    TooLarge,
+    Unavailable,
+    WrongState,
+)
 from foundry_ray.core.facts import Trouble
 from foundry_ray.core.messages import Message
 from tests.unit.actors.kit import ANN, BOB, Scene, all_of, only, reply, shown, told
@@ -394,9 +401,9 @@ def test_no_late_news_open_a_closed_session_again(late: Message) -> None:
     assert scene.state.row.status == "closed"
 
 
-def test_a_session_that_was_never_started_is_not_found() -> None:
+def test_what_overtakes_the_start_is_tried_again() -> None:
     scene = Scene(TaskSessionActor, KEY, SessionState(KEY, None))
 
     for message in (say("x"), StopTurn(by=ANN), OPENED, append(record(1))):
-        with scene.refuses(NotFound, message):
+        with scene.refuses(Unavailable, message):
             pass
