@@ -247,6 +247,8 @@ class GitHubStateActor(Actor[MirrorState]):
         return "applied"
 
     def _installation_repositories(self, event: ReceiveDelivery, turn: Turn) -> str:
+        if not self._connected():
+            return "ignored"
         self._sync(turn)
         return "sync"
 
