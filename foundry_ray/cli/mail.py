@@ -49,6 +49,9 @@ class PatientWaker:
         """Refuse: only processes of the cluster hand over."""
         raise Unavailable("The command line hands nothing over.")
 
+    def drain(self, key: str) -> None:
+        """Leave draining to supervisors."""
+
     def end(self, key: str) -> None:
         """Leave ending to supervisors."""
 

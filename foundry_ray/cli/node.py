@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+import psycopg
+
+from foundry_ray.cli import drain
 from foundry_ray.cli.leftovers import Report, end_leftovers, end_sandboxes
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import is_free
@@ -44,6 +47,7 @@ READY_PATIENCE = 60.0
 EDGE_PERIOD = 5.0  # seconds between two looks at the edge
 EDGE_PATIENCE = 60.0  # seconds without one answer after which Ray is restarted
 LONGEST_BACKOFF = 30.0
+DRAIN_PATIENCE = 4.0  # seconds for activations to finish their turns; `down` has ten in all
 STABLE_AFTER = 60.0  # seconds of life that make a service's earlier deaths forgotten
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -143,6 +147,8 @@ class Node:
             self._begin(self._postgres)
             self._await(self._postgres, began)
         self._step("database schema", "migrate", ["-m", "foundry_ray.cli", "db", "upgrade"])
+        if (url := self._database_url()) is not None:
+            drain.resume(url)
         if self._forge is not None:
             self._begin(self._forge)
             self._await(self._forge, time.monotonic())
@@ -266,6 +272,7 @@ class Node:
         began = time.monotonic()
         self._remember()
         self._write("draining")
+        self._let_go()
         self._end_rest(self._ray)  # nobody starts sandboxes or writes any more
         end_sandboxes(self._places.sandboxes, self._report)
         for service in (self._forge, self._postgres):
@@ -279,6 +286,33 @@ class Node:
         for record in left:
             self._report(f"process {record.pid} does not end")
         self._report(f"everything ended after {time.monotonic() - began:.1f} s")
+
+    def _let_go(self) -> None:
+        """Let activations finish their turns and release their entities, within a bound."""
+        if (url := self._database_url()) is None:
+            return
+        deadline = time.monotonic() + DRAIN_PATIENCE
+        try:
+            before = left = drain.live(url)
+            if before:
+                drain.begin(url)
+            while left and time.monotonic() < deadline:
+                self._reap()
+                time.sleep(0.1)
+                left = drain.live(url)
+        except psycopg.Error as trouble:
+            self._report(f"PostgreSQL cannot be asked to drain: {trouble}")
+            return
+        if before:
+            self._report(f"{before - left} of {before} activations let go")
+
+    def _database_url(self) -> str | None:
+        """Return where PostgreSQL is, if it can be asked."""
+        if self._settings.database_url is not None:
+            return self._settings.database_url.get_secret_value()
+        if self._postgres is None or self._postgres.leader is None:
+            return None
+        return self._postgres.url if is_still(self._postgres.leader) else None
 
     def _remember(self) -> None:
         """Write down every process of ours, so that their end can be checked afterwards."""

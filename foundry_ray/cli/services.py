@@ -154,6 +154,11 @@ class Postgres:
         """The file that holds what the server says."""
         return self._launcher.log("postgres")
 
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return self._server.url()
+
     def said(self) -> str:
         """Return the end of what it said since it was started."""
         return self._launcher.said("postgres")

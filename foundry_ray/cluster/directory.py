@@ -7,6 +7,7 @@ every submission. All that it knows stands in that thread; others only put jobs 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import queue
@@ -172,6 +173,10 @@ class Directory:
         assert isinstance(answer, dict)
         return answer
 
+    def drain(self, key: str) -> None:
+        """Let an activation finish its turn and end, if there is one."""
+        self._queue.put(_Job(key, "drain"))
+
     def end(self, key: str) -> None:
         """End an activation that does not move; the next ring starts a new one."""
         self._queue.put(_Job(key, "end"))
@@ -210,6 +215,10 @@ class Directory:
         try:
             if job.method == "end":
                 self._end(known, job.key)
+                return
+            if job.method == "drain":
+                with contextlib.suppress(ValueError):  # nobody has this name
+                    ray.get_actor(job.key, namespace=self.namespace).drain.remote()
                 return
             since = known.starting or known.ringing
             if since and now - since > START_PATIENCE:

@@ -34,7 +34,8 @@ def started(pid: int) -> int | None:
 
 
 @cache
-def _node() -> str:
+def node() -> str:
+    """Return the name of this machine since its last boot."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
 
@@ -42,7 +43,7 @@ def _node() -> str:
 def here() -> HostIdentity:
     """Return this process's identity."""
     pid = os.getpid()
-    return HostIdentity(_node(), pid, started(pid) or 0)
+    return HostIdentity(node(), pid, started(pid) or 0)
 
 
 def proven_gone(stored: dict[str, Any] | None) -> bool:
@@ -53,7 +54,7 @@ def proven_gone(stored: dict[str, Any] | None) -> bool:
     """
     if stored is None:
         return True
-    if stored["node"] != _node():
+    if stored["node"] != node():
         return False
     if stored["pid"] == os.getpid():
         return True

@@ -51,6 +51,12 @@ class LocalHost:
         """Give *message* directly to the activation of *key*."""
         return await self._activation(key).hand(message)
 
+    def drain(self, key: str) -> None:
+        """Let the activation of *key* finish its turn and end, if there is one."""
+        found = self._live.get(key)
+        if found is not None:
+            found[0].drain()
+
     def end(self, key: str) -> None:
         """End an activation as its process's death would: nothing is released."""
         found = self._live.pop(key, None)

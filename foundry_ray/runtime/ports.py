@@ -32,3 +32,6 @@ class Waker(Protocol):
 
     def end(self, key: str) -> None:
         """End an activation that does not move; the next ring starts a new one."""
+
+    def drain(self, key: str) -> None:
+        """Let an activation finish its turn and end, if there is one."""

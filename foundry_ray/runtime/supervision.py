@@ -26,6 +26,9 @@ REMIND_EVERY = timedelta(seconds=2)
 SWEPT_OUT_EVERY = timedelta(minutes=1)
 SWEPT_AT_ONCE = 1000  # rows of a table
 
+# Who holds the lease while a node drains: nobody, for a while.
+DRAINING = "draining"
+DRAINING_SECONDS = 10
 # How long a cluster may act without renewing its lease, by the server's clock.
 LEASE_SECONDS = 10
 LEASE_RENEWED_EVERY = timedelta(seconds=3)
@@ -157,8 +160,13 @@ async def take_lease(transaction: Transaction, holder: str, *, orphaned: bool) -
         " ON CONFLICT (id) DO UPDATE"
         " SET holder = excluded.holder, lease_until = excluded.lease_until"
         " WHERE rt_cluster.holder = excluded.holder OR rt_cluster.lease_until < now()"
-        " OR %(orphaned)s",
-        {"holder": holder, "seconds": LEASE_SECONDS, "orphaned": orphaned},
+        " OR (%(orphaned)s AND rt_cluster.holder <> %(draining)s)",
+        {
+            "holder": holder,
+            "seconds": LEASE_SECONDS,
+            "orphaned": orphaned,
+            "draining": DRAINING,
+        },
     )
     return touched == 1
 
@@ -169,6 +177,12 @@ async def has_lease(transaction: Transaction, holder: str) -> bool:
         "SELECT 1 FROM rt_cluster WHERE holder = %s AND lease_until > now()", (holder,)
     )
     return row is not None
+
+
+async def hosted(transaction: Transaction) -> list[str]:
+    """Return the keys of all entities that have an activation."""
+    rows = await transaction.fetch("SELECT key FROM rt_entity WHERE host IS NOT NULL")
+    return [row["key"] for row in rows]
 
 
 async def entities(transaction: Transaction, now: datetime, *, idle: bool) -> list[dict[str, Any]]:

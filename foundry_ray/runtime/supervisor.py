@@ -59,7 +59,8 @@ class Supervisor:
     async def sweep(self) -> bool:
         """Look once; return whether anything below has due work."""
         if self._root == keys.APP:
-            await self._keep_lease()
+            if not await self._keep_lease():
+                return True
             await self._sweep_out()
         now = self._kernel.clock.now()
         others: list[str] = []
@@ -88,19 +89,28 @@ class Supervisor:
         self._kernel.waker.end(key)
         self._kernel.waker.ring(key)
 
-    async def _keep_lease(self) -> None:
+    async def _keep_lease(self) -> bool:
+        """Keep the lease; whoever lost it lets everybody go and leaves. Return whether it holds."""
         holder = self._kernel.lease_holder
         if holder is None:
-            return
+            return True
         now = self._kernel.clock.now()
-        if self._renewed and now - self._renewed < supervision.LEASE_RENEWED_EVERY:
-            return
+        fresh = self._renewed and now - self._renewed < supervision.LEASE_RENEWED_EVERY
         async with self._kernel.database.transaction() as transaction:
-            mine = await supervision.take_lease(transaction, holder, orphaned=False)
-        if not mine:
-            log.error("lease_lost", holder=holder)
-            self._activation.drain()
-        self._renewed = now
+            if fresh:
+                mine = await supervision.has_lease(transaction, holder)
+            else:
+                mine = await supervision.take_lease(transaction, holder, orphaned=False)
+                self._renewed = now
+            others = [] if mine else await supervision.hosted(transaction)
+        if mine:
+            return True
+        log.warning("lease_lost", holder=holder, live=len(others))
+        for key in others:
+            if key != self._root:
+                self._kernel.waker.drain(key)
+        self._activation.drain()
+        return False
 
     async def _sweep_out(self) -> None:
         now = self._kernel.clock.now()

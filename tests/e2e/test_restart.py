@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -54,6 +55,10 @@ async def test_up_twice_changes_nothing_and_down_up_brings_everything_back(own: 
         own.cli("down")
         after = own.status()
         assert after["state"] == "down"
+        log = (own.data_dir / "logs" / "foundry.log").read_text()
+        asked = re.findall(r"(\d+) of (\d+) activations let go", log)
+        assert asked, log
+        assert asked[-1][0] == asked[-1][1], "a drain finishes turns and releases entities"
         assert {p["state"] for p in after["processes"]} == {"gone"}
         assert len(after["processes"]) >= len(recorded)
         assert [p for p in recorded if started(p["pid"]) is not None and _same(p)] == []
