@@ -308,12 +308,12 @@ class Activation:
 
     async def _suspect(self, transaction: Transaction) -> None:
         """Count an attempt for the message that was first in line when the last process died."""
-        await transaction.execute(
-            "UPDATE rt_mailbox SET attempts = attempts + 1 WHERE id = (SELECT id FROM rt_mailbox"
-            " WHERE target = %s AND parked_at IS NULL AND run_id IS NULL AND due_at <= %s"
-            " ORDER BY lane, id LIMIT 1) AND attempts < %s",
-            (self.key, self.kernel.clock.now(), PATIENCE.max_attempts),
-        )
+        letters = await mailbox.pending(transaction, self.key)
+        first = mailbox.choose(letters, self.kernel.clock.now(), (), {}).message
+        if first is not None and first.attempts < PATIENCE.max_attempts:
+            await transaction.execute(
+                "UPDATE rt_mailbox SET attempts = attempts + 1 WHERE id = %s", (first.id,)
+            )
 
     async def _wake_the_answered(self) -> None:
         """Let go who waits for a reply whose commit was unknown and turned out to be there."""
