@@ -17,7 +17,7 @@ from foundry_ray.actors.repository.rules import (
     title_of,
     valid_branch,
 )
-from foundry_ray.actors.sandbox_instance.steps import PATCH_LIMIT, _files, _patches
+from foundry_ray.actors.sandbox_instance.steps.git import PATCH_LIMIT, _files, _patches
 from foundry_ray.actors.task.messages import PhaseChanged, ProvisioningView, queued_phases
 from foundry_ray.actors.task.rules import advance, status_of
 from foundry_ray.actors.task_session import rules as session_rules

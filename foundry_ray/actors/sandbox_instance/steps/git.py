@@ -1,40 +1,22 @@
-"""What a sandbox instance does outside; every step may run twice."""
+"""git inside the sandbox: clone, check out, compare, push."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
-from pydantic import SecretStr
-
-from foundry_ray.core.clock import Clock
+from foundry_ray.actors.sandbox_instance.steps.place import PATIENT, Place, SandboxTools, inside
 from foundry_ray.core.errors import (
-    AgentExited,
     BranchTaken,
     CloneFailed,
-    NotFound,
     PushRejected,
-    SandboxStartFailed,
     SetupFailed,
     Unavailable,
 )
 from foundry_ray.core.facts import Changes, FileChange
 from foundry_ray.core.messages import Value
-from foundry_ray.core.retry import RetryPolicy
-from foundry_ray.core.secrets import random_token
 from foundry_ray.integrations.sandbox_agent.base import SandboxAgent
-from foundry_ray.providers.base import Endpoint, SandboxProvider, SandboxSpec
 from foundry_ray.runtime.workflow import Nothing, StepContext, step
-
-PATIENT = RetryPolicy(max_attempts=8, first_delay=timedelta(seconds=0.3))
-BRIEF = RetryPolicy(
-    max_attempts=20, first_delay=timedelta(seconds=0.1), max_delay=timedelta(seconds=2)
-)
-ONCE = RetryPolicy(max_attempts=1)
 
 # git asks this helper; the token is only in the environment of that one process.
 _HELPER = '!f() { echo username=x-access-token; echo "password=$FOUNDRY_GIT_TOKEN"; }; f'
@@ -43,111 +25,6 @@ WATCH_FOR = timedelta(seconds=2)
 LOOK_EVERY = 0.05  # seconds; sandbox-agent has no event for the end of a process
 PATCH_LIMIT = 256 * 1024  # characters of one file's patch that are kept
 PATCHES_LIMIT = 4 * 1024 * 1024  # characters of all patches of a branch
-
-
-@dataclass(frozen=True)
-class SandboxTools:
-    """What the steps work with.
-
-    Attributes:
-        connect: Makes the client of the sandbox-agent behind an endpoint.
-        environment: What agents need, such as model keys; never a secret of Foundry.
-    """
-
-    providers: Mapping[str, SandboxProvider]
-    connect: Callable[[Endpoint, SecretStr, str], SandboxAgent]
-    instance_id: str
-    clock: Clock
-    environment: Mapping[str, str]
-
-
-class Place(Value):
-    """Which sandbox."""
-
-    provider: str
-    sandbox_id: str
-
-
-class Created(Value):
-    """A sandbox exists; its bearer token lies sealed in the result."""
-
-    provider_id: str
-    state: str
-    home: str
-    work_dir: str
-    sealed_token: str
-
-
-@asynccontextmanager
-async def inside(
-    tools: SandboxTools, place: Place, context: StepContext
-) -> AsyncIterator[SandboxAgent]:
-    """Connect to the sandbox's sandbox-agent."""
-    provider = tools.providers[place.provider]
-    facts = await provider.get(place.sandbox_id)
-    endpoint = await provider.preview_endpoint(place.sandbox_id)
-    token = await context.secret(f"{context.key}#token")
-    async with tools.connect(endpoint, token, facts.home) as agent:
-        yield agent
-
-
-@step("create-sandbox", timeout=timedelta(minutes=3), retry=PATIENT)
-async def create_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Created:
-    """Create the sandbox, or find the one an earlier try made, and make up its token."""
-    provider = tools.providers[input.provider]
-    facts = await provider.create(
-        SandboxSpec(
-            sandbox_id=input.sandbox_id,
-            instance_id=tools.instance_id,
-            labels={"foundry_sandbox": context.key},
-            environment=tools.environment,
-        )
-    )
-    try:
-        token = await context.secret(f"{context.key}#token")
-    except NotFound:
-        token = SecretStr(random_token())
-    return Created(
-        provider_id=facts.provider_id,
-        state=facts.state,
-        home=facts.home,
-        work_dir=facts.work_dir,
-        sealed_token=context.seal(token, f"{context.key}#token"),
-    )
-
-
-@step("start-agent-server", timeout=timedelta(minutes=1), retry=PATIENT)
-async def start_agent_server(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
-    """Start sandbox-agent in the sandbox, or adopt the one that runs (S35)."""
-    provider = tools.providers[input.provider]
-    await provider.start(input.sandbox_id)
-    token = await context.secret(f"{context.key}#token")
-    await provider.start_sandbox_agent(input.sandbox_id, token.get_secret_value())
-    return Nothing()
-
-
-class Preview(Value):
-    """Where sandbox-agent answers."""
-
-    url: str
-
-
-@step("find-preview", timeout=timedelta(seconds=20), retry=BRIEF)
-async def find_preview(tools: SandboxTools, input: Place, context: StepContext) -> Preview:
-    """Look up the preview endpoint (S32)."""
-    endpoint = await tools.providers[input.provider].preview_endpoint(input.sandbox_id)
-    return Preview(url=endpoint.url)
-
-
-@step("check-health", timeout=timedelta(seconds=20), retry=BRIEF)
-async def check_health(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
-    """Ask sandbox-agent whether it is well."""
-    async with inside(tools, input, context) as agent:
-        await agent.health()
-    return Nothing()
-
-
-# -- git -----------------------------------------------------------------------------
 
 
 class CloneInput(Place):
@@ -458,139 +335,3 @@ async def push_branch(tools: SandboxTools, input: PushInput, context: StepContex
     if result.exit_code == 128:
         raise PushRejected("git could not push to GitHub.", stderr=result.stderr[-2000:])
     raise Unavailable("The push did not finish.", stderr=result.stderr[-2000:])
-
-
-# -- agents --------------------------------------------------------------------------
-
-
-class AgentInput(Place):
-    """Which agent process, in which directory."""
-
-    server_id: str
-    agent: str
-    work_dir: str
-    agent_session_id: str = ""
-
-
-class AgentOpened(Value):
-    """An agent session exists."""
-
-    agent_session_id: str
-    modes: dict[str, Any] | None = None
-    models: dict[str, Any] | None = None
-
-
-@step("open-agent-session", timeout=timedelta(minutes=2), retry=PATIENT)
-async def open_agent_session(
-    tools: SandboxTools, input: AgentInput, context: StepContext
-) -> AgentOpened:
-    """Start the agent and open a session, or take up the one that it had.
-
-    Raises:
-        AgentMissing: Install the agent in the sandbox's image.
-        AgentExited: The agent ended at once; context ``stderr`` has its last words.
-    """
-    async with inside(tools, input, context) as agent:
-        loads = await agent.open_agent(input.server_id, input.agent)
-        opened = None
-        if input.agent_session_id and loads:
-            try:
-                opened = await agent.load_session(
-                    input.server_id, input.agent_session_id, input.work_dir
-                )
-            except NotFound:
-                opened = None  # the agent does not know it any more: begin a new one
-        if opened is None:
-            opened = await agent.new_session(input.server_id, input.work_dir)
-    return AgentOpened(agent_session_id=opened.session_id, modes=opened.modes, models=opened.models)
-
-
-class PromptInput(Place):
-    """Which message goes to which agent session."""
-
-    server_id: str
-    agent_session_id: str
-    message_id: str
-    text: str
-
-
-class Delivered(Value):
-    """Whether the journal holds the message; if not, the agent must be opened again."""
-
-    delivered: bool
-
-
-@step("send-prompt", timeout=timedelta(minutes=1), retry=PATIENT)
-async def send_prompt(tools: SandboxTools, input: PromptInput, context: StepContext) -> Delivered:
-    """Give the agent the message; the shim drops one that it has journalled already."""
-    try:
-        async with inside(tools, input, context) as agent:
-            await agent.prompt(
-                input.server_id,
-                input.agent_session_id,
-                input.message_id,
-                [{"type": "text", "text": input.text}],
-            )
-    except (AgentExited, SandboxStartFailed):
-        return Delivered(delivered=False)
-    except Unavailable:
-        if context.attempt < 2:
-            raise
-        return Delivered(delivered=False)  # perhaps sandbox-agent is gone: start it again
-    return Delivered(delivered=True)
-
-
-class SessionInput(Place):
-    """Which agent session."""
-
-    server_id: str
-    agent_session_id: str
-
-
-@step("cancel-prompt", timeout=timedelta(seconds=20), retry=PATIENT)
-async def cancel_prompt(tools: SandboxTools, input: SessionInput, context: StepContext) -> Nothing:
-    """Ask the agent to end its turn; one that is gone has ended it."""
-    try:
-        async with inside(tools, input, context) as agent:
-            await agent.cancel(input.server_id, input.agent_session_id)
-    except (AgentExited, SandboxStartFailed):
-        return Nothing()  # nothing runs there; the journal's reader tells how the turn ended
-    return Nothing()
-
-
-class AnswerInput(Place):
-    """Which answer goes to which request of the agent."""
-
-    server_id: str
-    rpc_id: str | int
-    option_id: str | None
-
-
-@step("answer-agent", timeout=timedelta(seconds=20), retry=PATIENT)
-async def answer_agent(tools: SandboxTools, input: AnswerInput, context: StepContext) -> Nothing:
-    """Answer the agent's request; the shim drops a second answer."""
-    outcome: dict[str, Any] = (
-        {"outcome": "cancelled"}
-        if input.option_id is None
-        else {"outcome": "selected", "optionId": input.option_id}
-    )
-    try:
-        async with inside(tools, input, context) as agent:
-            await agent.answer(input.server_id, input.rpc_id, {"outcome": outcome})
-    except (AgentExited, SandboxStartFailed):
-        return Nothing()  # who asked is gone; the journal's reader tells how the turn ended
-    return Nothing()
-
-
-@step("stop-sandbox", timeout=timedelta(minutes=1), retry=PATIENT)
-async def stop_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
-    """End the sandbox's processes; files stay."""
-    await tools.providers[input.provider].stop(input.sandbox_id)
-    return Nothing()
-
-
-@step("delete-sandbox", timeout=timedelta(minutes=1), retry=PATIENT)
-async def delete_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
-    """Destroy the sandbox; one that is gone counts as destroyed."""
-    await tools.providers[input.provider].delete(input.sandbox_id)
-    return Nothing()

@@ -1,0 +1,58 @@
+"""Which sandbox, and how its sandbox-agent is reached."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pydantic import SecretStr
+
+from foundry_ray.core.clock import Clock
+from foundry_ray.core.messages import Value
+from foundry_ray.core.retry import RetryPolicy
+from foundry_ray.integrations.sandbox_agent.base import SandboxAgent
+from foundry_ray.providers.base import Endpoint, SandboxProvider
+from foundry_ray.runtime.workflow import StepContext
+
+PATIENT = RetryPolicy(max_attempts=8, first_delay=timedelta(seconds=0.3))
+BRIEF = RetryPolicy(
+    max_attempts=20, first_delay=timedelta(seconds=0.1), max_delay=timedelta(seconds=2)
+)
+
+
+@dataclass(frozen=True)
+class SandboxTools:
+    """What the steps work with.
+
+    Attributes:
+        connect: Makes the client of the sandbox-agent behind an endpoint.
+        environment: What agents need, such as model keys; never a secret of Foundry.
+    """
+
+    providers: Mapping[str, SandboxProvider]
+    connect: Callable[[Endpoint, SecretStr, str], SandboxAgent]
+    instance_id: str
+    clock: Clock
+    environment: Mapping[str, str]
+
+
+class Place(Value):
+    """Which sandbox."""
+
+    provider: str
+    sandbox_id: str
+
+
+@asynccontextmanager
+async def inside(
+    tools: SandboxTools, place: Place, context: StepContext
+) -> AsyncIterator[SandboxAgent]:
+    """Connect to the sandbox's sandbox-agent."""
+    provider = tools.providers[place.provider]
+    facts = await provider.get(place.sandbox_id)
+    endpoint = await provider.preview_endpoint(place.sandbox_id)
+    token = await context.secret(f"{context.key}#token")
+    async with tools.connect(endpoint, token, facts.home) as agent:
+        yield agent
