@@ -1,0 +1,1 @@
+"""One case for each message that a kind of entity declares."""
