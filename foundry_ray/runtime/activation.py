@@ -31,7 +31,7 @@ from foundry_ray.core.messages import (
     decode,
 )
 from foundry_ray.core.secrets import Sealer
-from foundry_ray.runtime import commit, host, issues, mailbox, supervision
+from foundry_ray.runtime import commit, host, issues, mailbox, points, supervision
 from foundry_ray.runtime.actor import Actor
 from foundry_ray.runtime.commit import AlreadyApplied, Fenced
 from foundry_ray.runtime.mailbox import PATIENCE, Letter
@@ -69,7 +69,7 @@ class Kernel:
         lease_holder: Name of the cluster, which activates only while it has the lease;
             None when there can be only one.
         hint: Called after a commit with feed rows; wakes the streams.
-        point: Called at named points (durability tests crash there).
+        point: Called with the name of each of the ``points`` that is passed.
     """
 
     database: Database
@@ -154,8 +154,10 @@ class Activation:
         self._handed: deque[_Handed] = deque()
         self._waiters: dict[str, list[asyncio.Event]] = {}
         self._troubled: set[str] = set()
+        self._careful = False
         self._wake = asyncio.Event()
         self._draining = False
+        self._undone = False  # a turn was undone and may have left its traces in the state
 
     # -- doors -----------------------------------------------------------------------
 
@@ -222,7 +224,9 @@ class Activation:
             try:
                 if self.actor is None:
                     await self._activate()
-                    self.kernel.point("activated")
+                    self.kernel.point(points.ACTIVATED)
+                elif self._undone:
+                    await self._reload()
                 if await self._once():
                     return
             except Fenced:
@@ -236,7 +240,7 @@ class Activation:
                 await asyncio.sleep(STORE_PATIENCE.total_seconds())
             except CommitConflict as conflict:
                 log.info("turn_repeated", reason=conflict.context.get("reason"))
-                await self._reload()
+                self._undone = True
             except StoreUnavailable as trouble:
                 # The outcome of the last commit is unknown: begin again from the rows.
                 log.warning("store_away", reason=trouble.context.get("reason"))
@@ -252,6 +256,9 @@ class Activation:
                 "SELECT host, epoch FROM rt_entity WHERE key = %s FOR UPDATE", (self.key,)
             )
             gone = before is None or host.proven_gone(before["host"])
+            if before is not None and not gone and 0 < self.epoch < before["epoch"]:
+                # The database was away, and somebody else took over meanwhile.
+                raise Fenced(key=self.key, epoch=self.epoch)
             await self._check_lease(transaction, predecessor_gone=gone)
             row = await transaction.one(
                 "INSERT INTO rt_entity (key, kind, parent_key, root, epoch, revision, host,"
@@ -271,6 +278,7 @@ class Activation:
             assert row is not None
             if before is not None:
                 await self._inherit(transaction, before, gone)
+            self.kernel.point(points.ACTIVATING)
         self.epoch = row["epoch"]
         await self._load()
         await self._wake_the_answered()
@@ -297,7 +305,7 @@ class Activation:
     async def _inherit(self, transaction: Transaction, before: dict[str, Any], gone: bool) -> None:
         """Take over what the activation before this one left."""
         if before["host"] is not None and self.epoch == 0:
-            await self._suspect(transaction)
+            self._careful = True  # it did not release: it died
         if gone:
             # Its claims are free; those of activations before it keep their deadlines.
             await transaction.execute(
@@ -306,14 +314,12 @@ class Activation:
                 (self.key, before["epoch"]),
             )
 
-    async def _suspect(self, transaction: Transaction) -> None:
-        """Count an attempt for the message that was first in line when the last process died."""
-        letters = await mailbox.pending(transaction, self.key)
-        first = mailbox.choose(letters, self.kernel.clock.now(), (), {}).message
-        if first is not None and first.attempts < PATIENCE.max_attempts:
-            await transaction.execute(
-                "UPDATE rt_mailbox SET attempts = attempts + 1 WHERE id = %s", (first.id,)
-            )
+    async def _suspect(self, letter: Letter) -> None:
+        """Count the attempt before it is made: perhaps this message ended the last process."""
+        self._careful = False
+        async with self.kernel.database.transaction() as transaction:
+            await commit.fence(transaction, self.key, self.epoch)
+            await mailbox.count(transaction, letter.id, letter.attempts + 1)
 
     async def _wake_the_answered(self) -> None:
         """Let go who waits for a reply whose commit was unknown and turned out to be there."""
@@ -361,6 +367,7 @@ class Activation:
             if claimed is not None and claimed != self.epoch:
                 self._held[row["id"]] = row["deadline"]
         self.actor = self.actor_class(self.key, state)
+        self._undone = False
 
     async def _reload(self) -> None:
         """Forget what a failed turn may have changed; the epoch and running steps stay."""
@@ -388,8 +395,10 @@ class Activation:
             if choice.message is not None:
                 if choice.message.attempts >= PATIENCE.max_attempts:
                     await self._failed(choice.message, Internal("Its process ended each time."))
-                else:
-                    await self._handle(choice.message)
+                    return False
+                if self._careful:
+                    await self._suspect(choice.message)
+                await self._handle(choice.message)
                 return False
         idle = self.actor_class.idle_after
         patience = idle * self.kernel.idle_factor if idle is not None else timedelta(hours=1)
@@ -440,6 +449,8 @@ class Activation:
             if touched != 1:
                 await commit.fence(transaction, self.key, self.epoch)
                 return False
+            self.kernel.point(points.RELEASING)
+        self.kernel.point(points.RELEASED)
         if self._handed or (self._wake.is_set() and not self._draining):
             self.actor = None  # somebody came meanwhile; a released entity is activated anew
             return False
@@ -529,20 +540,20 @@ class Activation:
                 future.set_exception(Passivated(key=self.key))
 
     async def _commit(self, turn: Turn, letter: Letter | None) -> None:
-        self.kernel.point("before_begin")
+        self.kernel.point(points.BEFORE_BEGIN)
         try:
             async with self.kernel.database.transaction() as transaction:
                 await commit.fence(transaction, self.key, self.epoch)
-                self.kernel.point("turn_open")
+                self.kernel.point(points.TURN_OPEN)
                 if letter is not None:
                     await commit.consume(transaction, letter.id)
                 await commit.write(transaction, self.key, turn.effects, turn.now)
-                self.kernel.point("before_commit")
+                self.kernel.point(points.BEFORE_COMMIT)
         except AlreadyApplied:
             log.info("already_applied", letter=letter.id if letter else None)
             await self._reload()
             return
-        self.kernel.point("after_commit")
+        self.kernel.point(points.AFTER_COMMIT)
         self._after(turn)
 
     def _after(self, turn: Turn) -> None:
@@ -565,7 +576,7 @@ class Activation:
     async def _failed(self, letter: Letter, error: FoundryError) -> None:
         """Count a failed attempt: try later, or park, report and tell the parent (S28)."""
         await self._reload()
-        attempt = letter.attempts + 1
+        attempt = min(letter.attempts + 1, PATIENCE.max_attempts)
         now = self.kernel.clock.now()
         parking = attempt >= PATIENCE.max_attempts
         turn = self._turn(sender=letter.sender, command_id=letter.reply_to)
@@ -585,11 +596,13 @@ class Activation:
         async with self.kernel.database.transaction() as transaction:
             await commit.fence(transaction, self.key, self.epoch)
             if parking:
-                await mailbox.park(transaction, letter.id, now, problem(error))
+                await mailbox.park(transaction, letter.id, attempt, now, problem(error))
                 await commit.write(transaction, self.key, turn.effects, now)
             else:
                 due = now + PATIENCE.delay(attempt)
-                await mailbox.delay(transaction, letter.id, due, problem(error))
+                await mailbox.delay(transaction, letter.id, attempt, due, problem(error))
+            self.kernel.point(points.FAILURE_OPEN)
+        self.kernel.point(points.AFTER_FAILURE)
         log.warning("turn_undone", message_kind=letter.kind, attempt=attempt, parked=parking)
         self._after(turn)
 
@@ -624,11 +637,12 @@ class Activation:
                 " deadline = %s, updated_at = %s WHERE id = %s RETURNING attempt, step_input",
                 (self.epoch, now + step.timeout, now, run_id),
             )
+            self.kernel.point(points.CLAIM_OPEN)
         if row is None:
             return
         run.attempt = row["attempt"]
         self._held.pop(run_id, None)
-        self.kernel.point("step_claimed")
+        self.kernel.point(points.STEP_CLAIMED)
         work = self._work(letter, run, step, row["step_input"])
         self._working[run_id] = asyncio.create_task(work, name=f"{self.key}:{step.name}")
 
@@ -656,7 +670,7 @@ class Activation:
             except Exception as trouble:  # a bug of ours, or an error no adapter classified
                 log.exception("step_failed")
                 outcome.error = Internal(f"{type(trouble).__name__} in {step.name}.")
-        self.kernel.point("step_done")
+        self.kernel.point(points.STEP_DONE)
         self._outcomes.append(outcome)
         self.ring()
 
@@ -731,7 +745,7 @@ class Activation:
             await commit.fence(transaction, self.key, self.epoch)
             if again:
                 due = now + step.retry.delay(run.attempt)
-                await mailbox.delay(transaction, letter.id, due, problem(error))
+                await mailbox.delay(transaction, letter.id, run.attempt, due, problem(error))
             else:
                 await mailbox.consume(transaction, letter.id)
             if not over and not moved:
@@ -741,6 +755,8 @@ class Activation:
                     ("pending" if again else "parked", Jsonb(problem(error)), now, run.id),
                 )
             await commit.write(transaction, self.key, turn.effects, now)
+            self.kernel.point(points.FAILURE_OPEN)
+        self.kernel.point(points.AFTER_FAILURE)
         self._working.pop(run.id, None)
         self._troubled.add(run.kind)
         log.warning(

@@ -151,22 +151,37 @@ async def consume(transaction: Transaction, letter_id: int) -> bool:
     return await transaction.execute("DELETE FROM rt_mailbox WHERE id = %s", (letter_id,)) == 1
 
 
-async def delay(
-    transaction: Transaction, letter_id: int, due_at: datetime, error: dict[str, Any]
-) -> None:
-    """Count a failed attempt; the row is due again later."""
+async def count(transaction: Transaction, letter_id: int, attempts: int) -> None:
+    """Count an attempt that is made now."""
     await transaction.execute(
-        "UPDATE rt_mailbox SET attempts = attempts + 1, due_at = %s, error = %s WHERE id = %s",
-        (due_at, Jsonb(error), letter_id),
+        "UPDATE rt_mailbox SET attempts = %s WHERE id = %s", (attempts, letter_id)
+    )
+
+
+async def delay(
+    transaction: Transaction,
+    letter_id: int,
+    attempts: int,
+    due_at: datetime,
+    error: dict[str, Any],
+) -> None:
+    """Keep a failed attempt, the how-manieth it was; the row is due again later."""
+    await transaction.execute(
+        "UPDATE rt_mailbox SET attempts = %s, due_at = %s, error = %s WHERE id = %s",
+        (attempts, due_at, Jsonb(error), letter_id),
     )
 
 
 async def park(
-    transaction: Transaction, letter_id: int, now: datetime, error: dict[str, Any]
+    transaction: Transaction,
+    letter_id: int,
+    attempts: int,
+    now: datetime,
+    error: dict[str, Any],
 ) -> None:
     """Take the row out of the way until somebody retries or drops it."""
     await transaction.execute(
-        "UPDATE rt_mailbox SET attempts = attempts + 1, parked_at = %s, error = %s, timer = NULL"
+        "UPDATE rt_mailbox SET attempts = %s, parked_at = %s, error = %s, timer = NULL"
         " WHERE id = %s",
-        (now, Jsonb(error), letter_id),
+        (attempts, now, Jsonb(error), letter_id),
     )

@@ -17,6 +17,7 @@ from tests.integration.runtime.kit import (
     A,
     B,
     C,
+    Crash,
     Defer,
     Do,
     DoFirst,
@@ -25,6 +26,7 @@ from tests.integration.runtime.kit import (
     Resume,
     World,
     a_dead_process,
+    world,
 )
 
 
@@ -276,21 +278,59 @@ async def test_a_root_that_cannot_take_issues_does_not_report_that_for_ever(toys
     assert [row["kind"] for row in parked] == ["runtime.issue_reported"]
 
 
-async def test_a_message_whose_process_dies_each_time_is_parked(toys: World) -> None:
-    """Nobody counts the attempt then; the next activation does."""
-    await toys.ask(A, Do(word="a"))
-    await toys.host.close()
+async def test_a_message_whose_process_dies_each_time_is_parked(database_url: str) -> None:
+    """Nobody counts the attempt then; so it is counted before it is made."""
+
+    def die(name: str) -> None:
+        if name == "turn_open" and deadly:
+            raise Crash
+
+    deadly = True
+    async with world(database_url, point=die) as toys:
+        await put(toys, "deadly", "after it")
+        for _ in range(6):
+            activation = Activation(toys.kernel, A)
+            await activation._activate()
+            with pytest.raises(Crash):
+                await activation._once()
+        [row, _] = await toys.pending(A)
+        assert row["attempts"] == 5, "the first death raised only the suspicion"
+
+        deadly = False
+        await toys.quiet()
+
+        assert await toys.words(A) == ["after it"]
+        [parked] = await toys.rows("SELECT * FROM rt_mailbox WHERE target = %s", A)
+        assert parked["parked_at"] is not None
+        assert "process ended" in parked["error"]["message"]
+
+
+async def put(toys: World, *words: str) -> None:
+    """Put mail into A's mailbox without a doorbell."""
     async with toys.database.transaction() as transaction:
-        await mailbox.put(transaction, A, Do(word="deadly"), sender="x", now=toys.clock.now())
-    for _ in range(5):
-        # As a process leaves it that was killed in the middle of the turn.
-        await toys.execute("UPDATE rt_entity SET host = %s WHERE key = %s", a_dead_process(), A)
+        for word in words:
+            await mailbox.put(transaction, A, Do(word=word), sender="x", now=toys.clock.now())
+
+
+async def test_a_message_that_never_had_its_turn_is_not_to_blame_for_deaths(toys: World) -> None:
+    await put(toys, "innocent")
+    for _ in range(9):
         activation = Activation(toys.kernel, A)
         await activation._activate()
+        await toys.execute("UPDATE rt_entity SET host = %s WHERE key = %s", a_dead_process(), A)
 
-    toys.host.kernel = toys.kernel
     await toys.quiet()
 
-    assert await toys.words(A) == ["a"]
-    [parked] = await toys.rows("SELECT * FROM rt_mailbox WHERE target = %s", A)
-    assert parked["parked_at"] is not None
+    assert await toys.words(A) == ["innocent"]
+
+
+async def test_an_attempt_of_a_suspect_counts_once(toys: World) -> None:
+    toys.outside.broken.add("bad")
+    await put(toys, "bad")
+    for _ in range(2):
+        activation = Activation(toys.kernel, A)
+        await activation._activate()
+    await activation._once()
+
+    [row] = await toys.pending(A)
+    assert row["attempts"] == 1
