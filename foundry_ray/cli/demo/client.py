@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html.parser
 import json
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from foundry_ray.cli.demo.evidence import NotSeen
 from foundry_ray.core.errors import FoundryError, Internal, family
 
 TIMEOUT = 30.0  # seconds
+LOOK_AGAIN = 0.2  # seconds; a program at a terminal has no event to wait for
 
 
 class _Form(html.parser.HTMLParser):
@@ -60,22 +62,46 @@ class Browser:
         await self.http.aclose()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Call the API; return the JSON answer.
+        """Call the API; return the JSON answer, waiting for one that is durable but not there yet.
 
         Raises:
             FoundryError: The API refused; the error has its code.
         """
-        answer = await self.http.request(
-            method, self.base_url + path, json=body, headers={"Origin": self.base_url}
-        )
-        if answer.is_success:
-            return answer.json() if answer.content else None
+        answer = await self._answer(method, path, body)
+        said = answer.json() if answer.content else None
+        if answer.status_code == 202 and isinstance(said, dict) and "command_id" in said:
+            return await self._outcome(said["url"])
+        return said
+
+    async def _outcome(self, url: str) -> Any:
+        """Return what came of a command that was not answered at once."""
         try:
-            said = answer.json()
-        except ValueError:
-            raise Internal(f"{method} {path} answered {answer.status_code}.") from None
-        cls: type[FoundryError] = family().get(said.get("code", ""), Internal)
-        raise cls(f"{method} {path}: {said.get('detail') or said.get('title')}")
+            async with asyncio.timeout(TIMEOUT):
+                while True:
+                    said = (await self._answer("GET", url, None)).json()
+                    if said["state"] == "done":
+                        return said["answer"]
+                    if said["state"] == "refused":
+                        raise _refusal(said["answer"], url)
+                    await asyncio.sleep(LOOK_AGAIN)
+        except TimeoutError:
+            raise NotSeen(f"{url} was not answered in {TIMEOUT:.0f} s.") from None
+
+    async def _answer(self, method: str, path: str, body: Any) -> httpx.Response:
+        """Return a good answer; what did not come from Foundry itself is asked for again."""
+        until = time.monotonic() + TIMEOUT
+        while True:
+            answer = await self.http.request(
+                method, self.base_url + path, json=body, headers={"Origin": self.base_url}
+            )
+            if answer.is_success:
+                return answer
+            ours = answer.headers.get("content-type", "").startswith("application/problem+json")
+            busy = method == "GET" and answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            if (ours and not busy) or time.monotonic() > until:
+                said = answer.json() if ours else {}
+                raise _refusal(said, f"{method} {path} answered {answer.status_code}")
+            await asyncio.sleep(LOOK_AGAIN)
 
     async def sign_in(self, login: str) -> list[str]:
         """Go through the OAuth pages as a person would; return the pages that were seen."""
@@ -100,6 +126,11 @@ class Browser:
         watch = Watch(self, topic)
         self._watches.append(watch)
         return watch
+
+
+def _refusal(said: dict[str, Any], where: str) -> FoundryError:
+    cls: type[FoundryError] = family().get(said.get("code", ""), Internal)
+    return cls(f"{where}: {said.get('detail') or said.get('title') or 'no reason given'}")
 
 
 class Watch:
