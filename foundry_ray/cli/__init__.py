@@ -26,6 +26,7 @@ COMMANDS = (
     "foundry_ray.cli.tokens",
     "foundry_ray.cli.issues",
     "foundry_ray.cli.actors",
+    "foundry_ray.cli.mailbox",
 )
 
 

@@ -106,6 +106,12 @@ class WrongState(FoundryError):
     code = "wrong_state"
 
 
+class Dropped(FoundryError):
+    """An operator took this out of the queue; it will not be done."""
+
+    code = "dropped"
+
+
 class Busy(FoundryError):
     """There is too much waiting already; try again later."""
 

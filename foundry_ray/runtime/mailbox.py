@@ -1,4 +1,4 @@
-"""The ordered durable mailbox: put, choose, consume, delay, park."""
+"""The ordered durable mailbox: put, choose, consume, delay, park; and what operators do to it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from foundry_ray.core import keys
-from foundry_ray.core.messages import Lane, Message
+from foundry_ray.core.errors import Dropped
+from foundry_ray.core.messages import IssueResolved, Lane, Message
 from foundry_ray.core.retry import RetryPolicy
+from foundry_ray.runtime.turn import problem
 from foundry_ray.store.engine import Transaction
 
 # A message is tried this often, also when it kills its process; then it is parked.
@@ -185,3 +187,102 @@ async def park(
         " WHERE id = %s",
         (attempts, now, Jsonb(error), letter_id),
     )
+
+
+# -- what an operator does ---------------------------------------------------------
+#
+# No turn ever touches a parked row, and each change says that the row must be parked:
+# so nothing here races a turn, and of two operators one finds nothing to do.
+
+OPERATOR = "operator"  # the sender of what an operator's command says to entities
+
+
+async def listed(
+    transaction: Transaction, now: datetime, *, target: str | None, parked: bool, limit: int
+) -> list[dict[str, Any]]:
+    """Return what lies in mailboxes, oldest first; never a body, which may hold a prompt.
+
+    Args:
+        target: Only the mail of this entity.
+        parked: Only what is parked.
+    """
+    return await transaction.fetch(
+        "SELECT id, target, sender, kind, run_id, timer,"
+        " CASE WHEN run_id IS NOT NULL THEN body ->> 'step' END AS step,"
+        " CASE WHEN parked_at IS NOT NULL THEN 'parked' WHEN due_at <= %(now)s THEN 'due'"
+        " WHEN attempts > 0 THEN 'delayed' ELSE 'timer' END AS state,"
+        " attempts, error, due_at, created_at, parked_at FROM rt_mailbox"
+        " WHERE (%(target)s::text IS NULL OR target = %(target)s)"
+        " AND (NOT %(parked)s OR parked_at IS NOT NULL) ORDER BY id LIMIT %(limit)s",
+        {"now": now, "target": target, "parked": parked, "limit": limit},
+    )
+
+
+async def hasten(transaction: Transaction, target: str, now: datetime) -> int:
+    """Make due what failed and waits for its next attempt; timers keep their time.
+
+    Returns:
+        How many messages and steps became due.
+    """
+    return await transaction.execute(
+        "UPDATE rt_mailbox SET due_at = %(now)s WHERE target = %(target)s"
+        " AND parked_at IS NULL AND attempts > 0 AND due_at > %(now)s",
+        {"target": target, "now": now},
+    )
+
+
+async def retry(
+    transaction: Transaction, letter_id: int | None, now: datetime
+) -> list[dict[str, Any]]:
+    """Make a parked message due again with fresh attempts; all of them without an id.
+
+    Later messages of its sender were handled meanwhile. A command's answer, the error for
+    which it was parked, is taken back: the next answer is that of the new attempts.
+
+    Returns:
+        What is due again: id, target, kind, sender.
+    """
+    return await transaction.fetch(
+        "WITH again AS (UPDATE rt_mailbox SET parked_at = NULL, attempts = 0, due_at = %(now)s"
+        " WHERE parked_at IS NOT NULL AND (%(id)s::bigint IS NULL OR id = %(id)s)"
+        " RETURNING id, target, kind, sender, reply_to),"
+        " opened AS (UPDATE rt_inbox_seen SET reply = NULL, replied_at = NULL"
+        " WHERE command_id IN (SELECT reply_to FROM again) AND reply ->> 'status' = '0')"
+        " SELECT id, target, kind, sender FROM again ORDER BY id",
+        {"id": letter_id, "now": now},
+    )
+
+
+async def drop(transaction: Transaction, letter_id: int, now: datetime) -> dict[str, Any] | None:
+    """Delete a parked message for good.
+
+    A command is answered with ``dropped``, so that nobody waits for it. With the last parked
+    message of its kind the entity's issue is solved: the work is not wanted any more.
+
+    Returns:
+        What was dropped: id, target, kind, sender, attempts, error; None when there was no
+        parked message with this id. A step is never parked (its run is), so it stays.
+    """
+    row = await transaction.one(
+        "DELETE FROM rt_mailbox WHERE id = %s AND parked_at IS NOT NULL AND run_id IS NULL"
+        " RETURNING id, target, kind, sender, attempts, error, reply_to",
+        (letter_id,),
+    )
+    if row is None:
+        return None
+    target, kind = row["target"], row["kind"]
+    reply = {"status": 0, "body": problem(Dropped(target=target, message_kind=kind))}
+    await transaction.execute(
+        "UPDATE rt_inbox_seen SET reply = %s, replied_at = %s"
+        " WHERE command_id = %s AND (reply IS NULL OR reply ->> 'status' = '0')",
+        (Jsonb(reply), now, row.pop("reply_to")),
+    )
+    left = await transaction.one(
+        "SELECT 1 FROM rt_mailbox WHERE target = %s AND kind = %s AND parked_at IS NOT NULL"
+        " LIMIT 1",
+        (target, kind),
+    )
+    if left is None:
+        solved = IssueResolved(entity=target, workflow=kind)
+        await put(transaction, keys.root_of(target), solved, sender=OPERATOR, now=now)
+    return row

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from foundry_ray.core import keys
 from foundry_ray.runtime import host
 from foundry_ray.runtime.feed import RETENTION_HOURS
 from foundry_ray.store.engine import Transaction
@@ -204,6 +205,47 @@ async def entities(transaction: Transaction, now: datetime, *, idle: bool) -> li
     )
     seen = [_seen(row, now) for row in rows]
     return [entity for entity in seen if idle or entity["state"] != "idle"]
+
+
+async def entity(transaction: Transaction, key: str, now: datetime) -> dict[str, Any] | None:
+    """Return all that an operator sees of one entity; None when nobody knows the key.
+
+    Besides what `entities` tells: its parent, what waits for another attempt (``delayed``)
+    or its time (``timers``), and its runs. One that never lived but has mail is ``never``.
+    """
+    row = await transaction.one(
+        "SELECT %(key)s::text AS key, e.kind, coalesce(e.epoch, 0) AS epoch,"
+        " coalesce(e.revision, 0) AS revision, e.host, e.activated_at, m.*"
+        " FROM (SELECT count(*) AS mail,"
+        " count(*) FILTER (WHERE parked_at IS NULL AND due_at <= %(now)s) AS pending,"
+        " count(*) FILTER (WHERE parked_at IS NULL AND due_at > %(now)s AND attempts > 0)"
+        " AS delayed,"
+        " count(*) FILTER (WHERE parked_at IS NULL AND due_at > %(now)s AND attempts = 0)"
+        " AS timers,"
+        " count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked,"
+        " min(due_at) FILTER (WHERE parked_at IS NULL AND due_at <= %(now)s) AS oldest"
+        " FROM rt_mailbox WHERE target = %(key)s) m LEFT JOIN rt_entity e ON e.key = %(key)s",
+        {"key": key, "now": now},
+    )
+    assert row is not None
+    if row["kind"] is None and not row["mail"]:
+        return None
+    seen = _seen({**row, "kind": keys.kind_of(key)}, now)
+    if row["kind"] is None:
+        seen["state"] = "never"
+    runs = await transaction.fetch(
+        "SELECT r.id, r.kind AS workflow, r.step, r.state, r.attempt, r.deadline, r.error,"
+        " m.due_at, r.updated_at FROM rt_run r LEFT JOIN rt_mailbox m ON m.run_id = r.id"
+        " WHERE r.entity_key = %s ORDER BY r.created_at, r.id",
+        (key,),
+    )
+    return {
+        **seen,
+        "parent": keys.parent_of(key),
+        "delayed": row["delayed"],
+        "timers": row["timers"],
+        "runs": [dict(run) for run in runs],
+    }
 
 
 def _seen(row: dict[str, Any], now: datetime) -> dict[str, Any]:

@@ -37,6 +37,7 @@ STATUS = {
     "idempotency_conflict": 409,
     "already_created": 409,
     "wrong_state": 409,
+    "dropped": 409,
     "push_rejected": 409,
     "merge_conflict": 409,
     "sandbox_gone": 409,
