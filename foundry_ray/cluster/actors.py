@@ -11,7 +11,9 @@ from typing import Any
 import ray
 
 from foundry_ray.cluster.directory import Directory
+from foundry_ray.cluster.door import Door
 from foundry_ray.cluster.hosting import ActorHost
+from foundry_ray.core.settings import Settings
 
 
 @ray.remote
@@ -78,8 +80,16 @@ CLASSES: dict[str, Any] = {
 }
 
 
-def directory() -> Directory:
-    """Return a new directory of these classes, open."""
-    made = Directory(CLASSES)
+def directory(loaded: Settings | None = None, *, orderly: bool = False) -> Directory:
+    """Return a new directory of these classes, open.
+
+    Args:
+        loaded: Say how many activations may live; without them there is no limit.
+        orderly: For a supervisor: who finds no room waits here in a queue.
+    """
+    door = None
+    if loaded is not None:
+        door = Door(loaded.run_dir / "door", loaded.max_activations, orderly=orderly)
+    made = Directory(CLASSES, door)
     made.open()
     return made

@@ -20,10 +20,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, PendingCallsLimitExceeded
 
+from foundry_ray.cluster.door import Answer, Door
 from foundry_ray.core import keys
 from foundry_ray.core.errors import FoundryError, Unavailable
 from foundry_ray.core.logging import get_logger
 from foundry_ray.core.messages import Message
+from foundry_ray.runtime.crowding import Crowd
 from foundry_ray.runtime.refs import raise_stored
 
 log = get_logger("cluster")
@@ -32,13 +34,14 @@ NAMESPACE = "foundry"
 STARTS_AT_ONCE = 4  # per process; more only make each other slow
 # Seconds after which a start, or a ring that is not answered, means a process that is blocked.
 START_PATIENCE = 60.0
-LOOK_AGAIN = 0.1  # seconds, while others start
+LOOK_AGAIN = 0.1  # seconds, while others start or must leave first
 LONGEST_BACKOFF = 30.0
 RINGS_OF_A_FAILURE = 3
 PENDING_CALLS = 1000  # per handle
 REMEMBERED = 2000  # keys, before those that do nothing at the moment are forgotten
 # Seconds before a lost ring is given again; then the supervisor's sweep finds what is due.
 RING_AGAIN = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+DOOR_PATIENCE = 5.0  # seconds after which whoever asks hears that the node is full
 
 # What an actor answers to ring, start and answered.
 DONE, ENDED, FAILED = "done", "ended", "failed"
@@ -55,6 +58,7 @@ class _Job:
     loop: asyncio.AbstractEventLoop | None = None
     future: asyncio.Future[Any] | None = None
     handle: Any = None
+    waits_since: float = 0.0
 
     def deliver(self, answer: Any, error: FoundryError | None = None) -> None:
         """Give the answer to whoever waits in an event loop."""
@@ -110,16 +114,22 @@ class Directory:
 
     Args:
         classes: Ray actor class by kind of entity.
+        door: Limits what lives on a node; without one nothing does.
         namespace: Ray namespace in which names are unique.
     """
 
     classes: Mapping[str, Any]
+    door: Door | None = None
     namespace: str = NAMESPACE
     _queue: queue.SimpleQueue[_Job | _Outcome | None] = field(default_factory=queue.SimpleQueue)
     _rung: set[str] = field(default_factory=set)
     _known: dict[str, _Known] = field(default_factory=dict)
     _later: list[tuple[float, int, _Job]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    # While nothing may start: why, who lives, and who waits, the first first.
+    _closed: Answer | None = None
+    _live: set[str] = field(default_factory=set)
+    _waiting: dict[str, list[_Job]] = field(default_factory=dict)
     _thread: threading.Thread | None = None
 
     def open(self) -> None:
@@ -181,6 +191,18 @@ class Directory:
         """End an activation that does not move; the next ring starts a new one."""
         self._queue.put(_Job(key, "end"))
 
+    def make_room(self, key: str) -> None:
+        """Let an activation finish its turn and end, unless it works on a step."""
+        self._queue.put(_Job(key, "make_room"))
+
+    async def crowd(self) -> Crowd | None:
+        """Return who lives, and how many more may; None without a door."""
+        if self.door is None:
+            return None
+        answer = await self._call("", "crowd")
+        assert isinstance(answer, Crowd)
+        return answer
+
     async def _call(self, key: str, method: str, *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
@@ -200,6 +222,8 @@ class Directory:
             except queue.Empty:
                 continue
             if item is None:
+                if self.door is not None:
+                    self.door.close()
                 return
             if isinstance(item, _Outcome):
                 self._heard(item)
@@ -209,6 +233,9 @@ class Directory:
     def _do(self, job: _Job) -> None:
         if job.future is not None and job.future.cancelled():
             return
+        if job.method in ("crowd", "knock"):
+            self._look_around(job)
+            return
         self._forget_idle()
         known = self._known.setdefault(job.key, _Known())
         now = time.monotonic()
@@ -216,9 +243,10 @@ class Directory:
             if job.method == "end":
                 self._end(known, job.key)
                 return
-            if job.method == "drain":
+            if job.method in ("drain", "make_room"):
                 with contextlib.suppress(ValueError):  # nobody has this name
-                    ray.get_actor(job.key, namespace=self.namespace).drain.remote()
+                    handle = ray.get_actor(job.key, namespace=self.namespace)
+                    getattr(handle, job.method).remote()
                 return
             since = known.starting or known.ringing
             if since and now - since > START_PATIENCE:
@@ -228,8 +256,8 @@ class Directory:
             if known.handle is None and known.not_before > now:
                 self._put_off(job, known.not_before)
                 return
-            if known.handle is None and not self._find(known, job.key):
-                self._put_off(job, now + LOOK_AGAIN)
+            if known.handle is None and (answer := self._find(known, job)) is not Answer.ENTER:
+                self._wait(job, answer, now)
                 return
             if job.method == "ring" and known.starting:
                 self._rung.discard(job.key)
@@ -246,17 +274,75 @@ class Directory:
             job.deliver(None, Unavailable(key=job.key))
             self._failed(known, job.key)
 
-    def _find(self, known: _Known, key: str) -> bool:
-        """Get the actor, or start it; False if it must wait until others have started."""
+    def _find(self, known: _Known, job: _Job) -> Answer:
+        """Get the actor, or start it; say if it must wait: for others to start, or to leave."""
+        key = job.key
+        root = keys.root_of(key) == key
+        for_step = job.method == "hand"
+        if self._closed and key not in self._live and not root and not for_step:
+            return self._closed
         try:
             known.handle = ray.get_actor(key, namespace=self.namespace)
-            return True
+            return Answer.ENTER
         except ValueError:
             pass  # nobody has this name
         now = time.monotonic()
         begun = [one.starting for one in self._known.values() if one.starting]
         if sum(now - start < START_PATIENCE for start in begun) >= STARTS_AT_ONCE:
-            return False
+            return Answer.SOON
+        if self.door is None or root:
+            self._start(known, key)
+            return Answer.ENTER
+        with self.door.ask(self._names, for_step=for_step) as answer:
+            if answer is Answer.ENTER:
+                self._start(known, key)
+        return answer
+
+    def _names(self) -> set[str]:
+        """Return the keys that have an actor, also one that only starts."""
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return {one["name"] for one in named if one["namespace"] == self.namespace}
+
+    def _wait(self, job: _Job, answer: Answer, now: float) -> None:
+        """Let a job wait for a place, or say that there is none.
+
+        On a full node only supervisors keep rings; their sweep rings whom the others forget.
+        """
+        job.waits_since = job.waits_since or now
+        if answer is Answer.FULL and self.door is not None:
+            if job.future is None and not self.door.orderly:
+                self._rung.discard(job.key)
+                return
+            if job.future is not None and now - job.waits_since > DOOR_PATIENCE:
+                job.deliver(None, Unavailable(key=job.key, hint="Too much lives at the moment."))
+                return
+        if self._closed is None:
+            self._closed = answer
+            self._put_off(_Job("", "knock"), now + LOOK_AGAIN)
+        self._waiting.setdefault(job.key, []).append(job)
+
+    def _look_around(self, job: _Job) -> None:
+        """Say who lives; or let those go on who wait, in their order."""
+        try:
+            live = self._names()
+            if job.method == "crowd":
+                assert self.door is not None
+                room = self.door.room(live)
+                job.deliver(Crowd(frozenset(live), room, self.door.step_waits()))
+                return
+        except Exception as trouble:  # Ray itself is away: look later
+            log.warning("crowd_unknown", reason=repr(trouble)[:200])
+            job.deliver(None, Unavailable())
+            if job.method == "knock":
+                self._put_off(job, time.monotonic() + LOOK_AGAIN)
+            return
+        self._live, self._closed = live, None
+        waiting, self._waiting = self._waiting, {}
+        for jobs in waiting.values():
+            for one in jobs:
+                self._do(one)
+
+    def _start(self, known: _Known, key: str) -> None:
         known.handle = (
             self.classes[keys.kind_of(key)]
             .options(
@@ -274,10 +360,9 @@ class Directory:
             )
             .remote(key)
         )
-        known.starting = now
+        known.starting = time.monotonic()
         self._submit(known, _Job(key, "live"))
         self._submit(known, _Job(key, "start"))
-        return True
 
     def _forget_idle(self) -> None:
         if len(self._known) > REMEMBERED:

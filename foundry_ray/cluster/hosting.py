@@ -18,7 +18,7 @@ import ray
 from foundry_ray import bootstrap
 from foundry_ray.cluster.directory import DONE, ENDED, FAILED, Directory
 from foundry_ray.cluster.hints import Hinter
-from foundry_ray.core import logging, settings
+from foundry_ray.core import keys, logging, settings
 from foundry_ray.core.errors import FoundryError, Unavailable
 from foundry_ray.core.messages import decode
 from foundry_ray.runtime.activation import Activation, Passivated
@@ -126,6 +126,13 @@ class ActorHost:
             hosted.activation.drain()
         return DONE
 
+    async def make_room(self) -> str:
+        """Finish the turn, release the entity, leave; unless a step is under way."""
+        hosted = await self._host()
+        if hosted is not None:
+            hosted.activation.make_room()
+        return DONE
+
     async def health(self) -> dict[str, Any] | str:
         """Say what lives here; written by the main loop, so it proves that the loop runs."""
         hosted = await self._host()
@@ -197,7 +204,7 @@ class ActorHost:
         stack.push_async_callback(database.close)
         outside = bootstrap.adapters(loaded)
         stack.push_async_callback(outside.aclose)
-        waker = directory()
+        waker = directory(loaded, orderly=keys.root_of(self._key) == self._key)
         stack.callback(waker.close)
         hinter = Hinter(database)
         stack.push_async_callback(hinter.close)
@@ -206,7 +213,7 @@ class ActorHost:
         activation = Activation(kernel, self._key)
         supervisor = None
         if activation.actor_class.supervises:
-            supervisor = Supervisor(activation)
+            supervisor = Supervisor(activation, waker)
             sweeping = asyncio.create_task(supervisor.run(), name=f"{self._key}:supervisor")
             stack.callback(sweeping.cancel)
         hosted.set_result(Hosted(activation, supervisor))

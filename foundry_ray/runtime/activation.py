@@ -202,6 +202,11 @@ class Activation:
         self._draining = True
         self.ring()
 
+    def make_room(self) -> None:
+        """Leave to somebody who waits for a place; but not while a step is under way."""
+        if not self._working:
+            self.drain()
+
     async def _has_reply(self, command_id: str) -> bool:
         async with self.kernel.database.transaction() as transaction:
             row = await transaction.one(

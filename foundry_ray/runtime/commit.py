@@ -35,7 +35,8 @@ async def fence(transaction: Transaction, key: str, epoch: int) -> None:
         Fenced: The epoch is not the present one; drop the activation.
     """
     touched = await transaction.execute(
-        "UPDATE rt_entity SET revision = revision + 1 WHERE key = %s AND epoch = %s",
+        "UPDATE rt_entity SET revision = revision + 1, moved_at = now()"
+        " WHERE key = %s AND epoch = %s",
         (key, epoch),
     )
     if touched != 1:

@@ -13,6 +13,7 @@ from foundry_ray.core import keys
 from foundry_ray.core.logging import get_logger
 from foundry_ray.runtime import supervision
 from foundry_ray.runtime.activation import Activation
+from foundry_ray.runtime.crowding import Places, Relief
 from foundry_ray.runtime.supervision import Due, Watch
 from foundry_ray.store.engine import StoreUnavailable
 
@@ -22,13 +23,18 @@ PERIOD = 1.0  # seconds between two sweeps while there is work
 
 
 class Supervisor:
-    """Looks after the tree of one root while its activation lives."""
+    """Looks after the tree of one root while its activation lives.
 
-    def __init__(self, activation: Activation) -> None:
+    Args:
+        places: Where the number of activations is limited; ``app`` makes room there.
+    """
+
+    def __init__(self, activation: Activation, places: Places | None = None) -> None:
         self._activation = activation
         self._kernel = activation.kernel
         self._root = activation.key
         self._watch = Watch()
+        self._relief = Relief(places) if places is not None else None
         self._renewed: datetime | None = None
         self._swept_out: datetime | None = None
         self._bell = asyncio.Event()
@@ -81,6 +87,8 @@ class Supervisor:
         # An organization that is rung sweeps its own tree.
         for key in dict.fromkeys([*others, *ringing]):
             self._kernel.waker.ring(key)
+        if self._root == keys.APP and self._relief is not None:
+            await self._relief.look(self._kernel.database, [*others, self._root], now)
         return bool(below)
 
     def _end(self, key: str, found: list[Due]) -> None:

@@ -38,6 +38,7 @@ class RtEntity(SQLModel, table=True):
         epoch: Counts activations; a commit with an older one is refused (fencing).
         revision: Counts commits.
         host: Where the present activation lives (node, pid, start time); null when passive.
+        moved_at: When it last committed, by the server's clock.
     """
 
     __tablename__ = "rt_entity"
@@ -51,6 +52,7 @@ class RtEntity(SQLModel, table=True):
     revision: int = Field(default=0, sa_type=BigInteger)
     host: dict[str, Any] | None = json_field(nullable=True)
     activated_at: datetime | None = instant(nullable=True)
+    moved_at: datetime | None = instant(nullable=True)
     created_at: datetime = instant()
 
 

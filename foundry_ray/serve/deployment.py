@@ -94,7 +94,7 @@ class _Replica:
         name = type(self).__name__.lower()
         database = Database(bootstrap.database_url(loaded), name=name, size=self.connections)
         await database.open()
-        waker = directory()
+        waker = directory(loaded)
         watch = AppWatch(waker)
         # Kept, because the loop itself holds tasks only weakly.
         self._watching = asyncio.create_task(watch.run(), name="app-watch")

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from foundry_ray.core import settings
 from foundry_ray.core.ids import new_id
 from foundry_ray.store.embedded import EmbeddedPostgres
 from tests.conftest import TEMPLATE
@@ -55,7 +56,7 @@ def cluster(postgres: EmbeddedPostgres) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOUNDRY_DATA_DIR", str(folder / "data"))
         patch.setenv("FOUNDRY_DATABASE_URL", url)
-        patch.setenv("FOUNDRY_IDLE_AFTER", "0.004")
+        patch.setenv("FOUNDRY_IDLE_AFTER", os.environ.get("FOUNDRY_IDLE_AFTER", "0.004"))
         ray.init(
             namespace="foundry",
             include_dashboard=False,
@@ -69,3 +70,5 @@ def cluster(postgres: EmbeddedPostgres) -> Iterator[Cluster]:
         yield Cluster(url)
     finally:
         ray.shutdown()
+        run_dir = settings.load(folder / "data", {}).run_dir
+        shutil.rmtree(run_dir)
