@@ -42,6 +42,7 @@ LOCK_TIMEOUT = timedelta(seconds=330)
 START_ATTEMPTS = 3
 ATTEMPT_PAUSE = 0.5  # seconds
 POLL = 0.02  # seconds between two looks at a server that starts
+NOBODY = 2**22 + 1  # a process id that Linux never gives
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -248,7 +249,7 @@ class EmbeddedPostgres:
                 hint="Restore a dump into a new data directory.",
             )
         if self.record is None:
-            self._forget_stranger(cluster)
+            self._forget_stranger(places)
         options = {**self._settings, "unix_socket_directories": str(places.socket)}
         argv = [str(self._bin(account) / "postgres"), "-D", str(cluster)]
         for name, value in options.items():
@@ -312,19 +313,20 @@ class EmbeddedPostgres:
             if connection.execute(known, (DATABASE,)).fetchone() is None:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
-    def _forget_stranger(self, cluster: Path) -> None:
-        """Remove a pid file whose number now belongs to another program.
+    def _forget_stranger(self, places: Places) -> None:
+        """Let the lock files name nobody, if their number is another program's or a zombie's.
 
-        PostgreSQL would take that program for a running server and refuse to start. A
-        number that belongs to nobody is left to PostgreSQL, which looks closer.
+        PostgreSQL would take that for a running server and refuse to start. The rest of a
+        file stays: by that PostgreSQL sees whether anybody still has the old server's memory.
         """
-        file = cluster / "postmaster.pid"
-        try:
-            pid = int(file.read_text().splitlines()[0])
-        except (FileNotFoundError, IndexError, ValueError):
-            return
-        if look_at(pid) is not None:
-            file.unlink()
+        for file in (places.cluster / "postmaster.pid", *places.socket.glob(".s.PGSQL.*.lock")):
+            try:
+                lines = file.read_text().splitlines(keepends=True)
+                pid = int(lines[0])
+            except (FileNotFoundError, IndexError, ValueError):
+                continue
+            if Path(f"/proc/{pid}").exists():
+                file.write_text("".join([f"{NOBODY}\n", *lines[1:]]))
 
     # -- programs and places ---------------------------------------------------
 

@@ -144,6 +144,21 @@ def test_a_pid_file_that_names_a_stranger_is_not_believed(
     assert server.pid != os.getpid()
 
 
+def test_a_killed_server_that_nobody_has_reaped_is_not_believed(server: EmbeddedPostgres) -> None:
+    command = server.prepare()
+    with command.log.open("ab") as log:
+        child = subprocess.Popen(command.argv, stdout=log, stderr=log, **command.popen_options())
+    try:
+        with psycopg.connect(server.wait_ready()) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie
+
+        assert ask(server.start(), "SELECT number FROM kept") == 7
+    finally:
+        child.wait()
+
+
 def test_the_supervisor_way_runs_it_in_the_foreground(server: EmbeddedPostgres) -> None:
     command = server.prepare()
     with command.log.open("ab") as log:
