@@ -17,7 +17,7 @@ from foundry_ray.cli.leftovers import Report, end_rest
 from foundry_ray.cli.node import Node
 from foundry_ray.cli.output import Config, DataDir, say
 from foundry_ray.cli.places import Places, node_lock
-from foundry_ray.cli.processes import NodeFile, send, since, wait_gone
+from foundry_ray.cli.processes import INSTANCE_VARIABLE, NodeFile, send, since, wait_gone
 from foundry_ray.core import settings as settings_module
 from foundry_ray.core.clock import SystemClock
 from foundry_ray.core.errors import FoundryError, Unavailable
@@ -157,6 +157,7 @@ def _detached(settings: Settings, *, demo: bool) -> None:
     log = os.open(places.logs / "foundry.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     child = subprocess.Popen(
         argv,
+        env={**os.environ, INSTANCE_VARIABLE: settings.instance_id},
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=log,
