@@ -14,7 +14,7 @@ timed = @start=$$(date +%s); echo "== $(1)"; $(2) && echo "== $(1): $$(($$(date 
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-unit test-model test-integration test-cluster test-e2e \
-  demo up down lock migration clean
+  test-durability demo up down lock migration clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -70,11 +70,14 @@ check: setup ## form, lint, types, import contracts
 	$(call timed,mypy,$(BIN)/mypy --strict)
 	$(call timed,import contracts,$(BIN)/lint-imports)
 
-test: setup ## every test, in one run
+test: setup ## every test but the durability proofs, in one run
 	$(BIN)/pytest $(ARGS)
 
 test-unit test-model test-integration test-cluster test-e2e: test-%: setup
 	$(BIN)/pytest tests/$* $(ARGS)
+
+test-durability: setup ## kill everything, by signal, and see that nothing is lost; minutes
+	$(BIN)/pytest tests/durability $(ARGS)
 
 # -- running ------------------------------------------------------------------
 
