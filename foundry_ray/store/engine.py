@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -193,10 +193,19 @@ class Database:
         url: libpq connection string or URL.
         name: Shown by the server as ``application_name``.
         size: Connections at most; none is opened before it is needed.
+        guards: Server settings in place of some of ``GUARDS``.
     """
 
-    def __init__(self, url: str, *, name: str = "foundry", size: int = 2) -> None:
-        options = " ".join(f"-c {key}={value}" for key, value in GUARDS.items())
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "foundry",
+        size: int = 2,
+        guards: Mapping[str, str] | None = None,
+    ) -> None:
+        settings = {**GUARDS, **(guards or {})}
+        options = " ".join(f"-c {key}={value}" for key, value in settings.items())
         self.url = url
         self._pool = AsyncConnectionPool(
             url,
