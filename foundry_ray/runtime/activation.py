@@ -7,9 +7,8 @@ happens to it, the rows say what is still to do.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -770,12 +769,3 @@ class Activation:
         )  # fmt: skip
         self._after(turn)
         self.ring()
-
-
-async def end_all(activations: list[tuple[Activation, Awaitable[None]]]) -> None:
-    """Drain activations and wait until each has released its entity."""
-    for activation, _ in activations:
-        activation.drain()
-    for _, running in activations:
-        with contextlib.suppress(asyncio.CancelledError):
-            await running

@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(recorder: Recorder, up: list[str], data_dir: Path, without: str | None) -> None:
-    from foundry_ray.cli.demo.job import Job
+    from foundry_ray.cli.demo.job import Job, Without
 
     with recorder.step("everything started") as step:
         done = subprocess.run([*up, "--detach"], stdout=subprocess.PIPE, text=True, check=False)
@@ -69,8 +69,8 @@ def _run(recorder: Recorder, up: list[str], data_dir: Path, without: str | None)
         os.environ["FOUNDRY_PORT"] = up[-1]
         settings = settings_module.load(data_dir)
         step.evidence = {"url": settings.public_url, "github": settings.github_url}
-    part = without if without in ("webhook", "push") else None
-    asyncio.run(Job(settings, recorder, without=part).run())  # type: ignore[arg-type]
+    parts: dict[str | None, Without] = {"webhook": "webhook", "push": "push"}
+    asyncio.run(Job(settings, recorder, without=parts.get(without)).run())
 
 
 def _end(
