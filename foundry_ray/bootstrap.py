@@ -37,8 +37,8 @@ from foundry_ray.integrations.sandbox_agent.client import SandboxAgentClient
 from foundry_ray.integrations.sandbox_agent.install import launcher_files
 from foundry_ray.providers.base import Endpoint, SandboxProvider
 from foundry_ray.providers.local import LocalProvider
-from foundry_ray.runtime.activation import Kernel
 from foundry_ray.runtime.actor import Actor
+from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.ports import Waker
 from foundry_ray.store.engine import Database
 

@@ -21,7 +21,8 @@ from foundry_ray.cluster.hints import Hinter
 from foundry_ray.core import keys, logging, settings
 from foundry_ray.core.errors import FoundryError, Unavailable
 from foundry_ray.core.messages import decode
-from foundry_ray.runtime.activation import Activation, Passivated
+from foundry_ray.runtime.activation import Activation
+from foundry_ray.runtime.kernel import Passivated
 from foundry_ray.runtime.supervisor import Supervisor
 from foundry_ray.runtime.turn import problem
 from foundry_ray.store.engine import Database

@@ -13,7 +13,8 @@ from typing import Any
 
 from foundry_ray.core.errors import Unavailable
 from foundry_ray.core.messages import Message
-from foundry_ray.runtime.activation import Activation, Kernel
+from foundry_ray.runtime.activation import Activation
+from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.supervision import due_below, roots_with_work
 from foundry_ray.runtime.supervisor import Supervisor
 

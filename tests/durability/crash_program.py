@@ -27,8 +27,8 @@ from foundry_ray.core.errors import FoundryError, Unavailable
 from foundry_ray.core.retry import RetryPolicy
 from foundry_ray.core.secrets import Sealer
 from foundry_ray.runtime import supervision
-from foundry_ray.runtime.activation import Kernel
 from foundry_ray.runtime.actor import handles
+from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.local import LocalHost
 from foundry_ray.runtime.points import POINTS
 from foundry_ray.runtime.turn import Turn

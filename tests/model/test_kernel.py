@@ -40,8 +40,9 @@ from foundry_ray.core.errors import InvalidInput, Unavailable
 from foundry_ray.core.messages import Message
 from foundry_ray.core.secrets import Sealer
 from foundry_ray.runtime import mailbox
-from foundry_ray.runtime.activation import Activation, Kernel
+from foundry_ray.runtime.activation import Activation
 from foundry_ray.runtime.commit import Fenced
+from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.turn import Turn
 from foundry_ray.runtime.workflow import Done, Go, Next, Run
 from foundry_ray.store.engine import Database
@@ -212,12 +213,12 @@ class Histories(RuleBasedStateMachine):
     def be_robbed_in_the_middle_of_a_turn(self) -> None:
         """The entity is taken over after its mail was read and before the commit."""
         victim = self.live[-1]
-        choice = self.bench.run(victim._choose(self.clock.now()))
+        choice = self.bench.run(victim.choose(self.clock.now()))
         self._activate()
         before = self._entity()
         if choice.message is not None:
             with pytest.raises(Fenced):
-                self.bench.run(victim._handle(choice.message))
+                self.bench.run(victim.turns.handle(choice.message))
             self._end(victim)
         assert self._entity() == before
 
@@ -260,7 +261,7 @@ class Histories(RuleBasedStateMachine):
 
     def _activate(self) -> Activation:
         activation = Activation(self.kernel, self.key)
-        self.bench.run(activation._activate())
+        self.bench.run(activation.activate())
         self.begun += 1
         assert activation.epoch == self.begun
         self.live.append(activation)
@@ -274,20 +275,20 @@ class Histories(RuleBasedStateMachine):
             over = trouble
         if over:
             self._end(activation)
-        elif activation.actor is None:  # released, and rung meanwhile: as its loop does
-            self.bench.run(activation._activate())
+        elif activation.holding.actor is None:  # released, and rung meanwhile: as its loop does
+            self.bench.run(activation.activate())
             self.begun += 1
 
     @staticmethod
     async def _do_one_thing(activation: Activation) -> bool:
-        over = await activation._once()
+        over = await activation.once()
         for _ in range(2):
             await asyncio.sleep(0)  # its steps begin
         return over
 
     def _end(self, activation: Activation) -> None:
         async def end() -> None:
-            activation._end()
+            activation.end()
 
         self.live.remove(activation)
         self.bench.run(end())
@@ -381,15 +382,20 @@ class Histories(RuleBasedStateMachine):
                 assert {f"{run_id}/{step}" for step in STEPS} <= set(self.outside.effects)
 
     async def _has_work(self, activation: Activation) -> bool:
-        choice = await activation._choose(self.clock.now())
-        return bool(choice.message or choice.steps or activation._working or activation._outcomes)
+        choice = await activation.choose(self.clock.now())
+        return bool(
+            choice.message
+            or choice.steps
+            or activation.holding.working
+            or activation.steps.outcomes
+        )
 
     async def _drain(self) -> None:
         """Let new activations of the entity and its root work until nothing waits."""
         for _ in range(60):
             for key in (self.key, self.root):
                 activation = Activation(self.kernel, key)
-                await activation._activate()
+                await activation.activate()
                 while await self._has_work(activation):
                     await self._do_one_thing(activation)
                 activation.drain()

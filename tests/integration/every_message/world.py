@@ -19,7 +19,7 @@ from foundry_ray import bootstrap
 from foundry_ray.core.errors import Unavailable
 from foundry_ray.core.messages import Message
 from foundry_ray.core.secrets import Sealer
-from foundry_ray.runtime.activation import Kernel
+from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.local import LocalHost
 from foundry_ray.runtime.refs import Client
 from foundry_ray.runtime.tables import RtEntity, RtMailbox

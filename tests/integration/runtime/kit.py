@@ -34,10 +34,10 @@ from foundry_ray.core.messages import (
 from foundry_ray.core.retry import RetryPolicy
 from foundry_ray.core.secrets import Sealer
 from foundry_ray.runtime import mailbox
-from foundry_ray.runtime.activation import Kernel
 from foundry_ray.runtime.actor import Actor, handles
 from foundry_ray.runtime.host import here
 from foundry_ray.runtime.issues import IssueBook
+from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.local import LocalHost
 from foundry_ray.runtime.refs import Client
 from foundry_ray.runtime.turn import Turn

@@ -10,8 +10,9 @@ import pytest
 from foundry_ray.core.clock import SystemClock
 from foundry_ray.core.errors import Internal, WrongState
 from foundry_ray.runtime import mailbox
-from foundry_ray.runtime.activation import Activation, Passivated
+from foundry_ray.runtime.activation import Activation
 from foundry_ray.runtime.commit import Fenced
+from foundry_ray.runtime.kernel import Passivated
 from tests.helpers import eventually
 from tests.integration.runtime.kit import (
     A,
@@ -39,7 +40,7 @@ async def put(toys: World, key: str, *words: str, sender: str = "x") -> None:
 async def live(toys: World, key: str) -> Activation:
     """Return an activation that this test drives itself."""
     activation = Activation(toys.kernel, key)
-    await activation._activate()
+    await activation.activate()
     return activation
 
 
@@ -60,12 +61,12 @@ async def test_a_zombie_commits_nothing(toys: World) -> None:
     heir = await live(toys, A)
 
     with pytest.raises(Fenced):
-        await zombie._handle(letter)
+        await zombie.turns.handle(letter)
     assert await toys.words(A) == []
-    await heir._once()
+    await heir.once()
     with pytest.raises(Fenced):
-        await zombie._once()
-    await heir._once()
+        await zombie.once()
+    await heir.once()
 
     assert await toys.words(A) == ["a", "b"]
 
@@ -77,7 +78,7 @@ async def test_a_fenced_activation_ends_by_itself(toys: World) -> None:
     await toys.tell(A, Do(word="b"))
 
     await eventually(lambda: toys.host.live() == [])
-    await heir._once()
+    await heir.once()
     assert await toys.words(A) == ["a", "b"]
 
 
@@ -91,7 +92,7 @@ async def test_an_idle_zombie_ends_too(toys: World, drain: bool) -> None:
         zombie.drain()
 
     with pytest.raises(Fenced):
-        await zombie._once()
+        await zombie.once()
 
 
 async def test_a_message_that_was_applied_is_not_applied_again(toys: World) -> None:
@@ -100,12 +101,12 @@ async def test_a_message_that_was_applied_is_not_applied_again(toys: World) -> N
     async with toys.database.transaction() as transaction:
         [letter] = await mailbox.pending(transaction, A)
 
-    await activation._handle(letter)
-    await activation._handle(letter)
+    await activation.turns.handle(letter)
+    await activation.turns.handle(letter)
 
     assert await toys.words(A) == ["a"]
-    assert activation.actor is not None
-    assert activation.actor.state.words == ["a"]
+    assert activation.holding.actor is not None
+    assert activation.holding.actor.state.words == ["a"]
 
 
 # -- lost connections ---------------------------------------------------------------
@@ -300,7 +301,7 @@ async def test_an_entity_with_due_mail_is_not_passivated(toys: World) -> None:
     activation = await live(toys, A)
     await put(toys, A, "a")
 
-    assert not await activation._release()
+    assert not await activation.holding.release(at_once=False)
 
     [entity] = await toys.rows("SELECT host FROM rt_entity")
     assert entity["host"] is not None
@@ -351,7 +352,7 @@ async def test_who_waits_for_an_answer_is_told_when_the_activation_ends(toys: Wo
     activation, _ = toys.host._live[A]
 
     answered = asyncio.create_task(activation.answered(command["command_id"]))
-    await eventually(lambda: len(activation._waiters[command["command_id"]]) == 2)
+    await eventually(lambda: activation.doors.waiting(command["command_id"]) == 2)
     toys.host.end(A)
 
     with pytest.raises(Passivated):
@@ -362,10 +363,10 @@ async def test_who_waits_for_an_answer_is_told_when_the_activation_ends(toys: Wo
 async def test_a_drain_finishes_what_was_begun_and_releases(toys: World) -> None:
     await put(toys, A, "a", "b")
     activation = await live(toys, A)
-    await activation._once()
+    await activation.once()
 
     activation.drain()
-    assert await activation._once()
+    assert await activation.once()
 
     assert await toys.words(A) == ["a"]
     [entity] = await toys.rows("SELECT host FROM rt_entity")

@@ -290,9 +290,9 @@ async def test_a_message_whose_process_dies_each_time_is_parked(database_url: st
         await put(toys, "deadly", "after it")
         for _ in range(6):
             activation = Activation(toys.kernel, A)
-            await activation._activate()
+            await activation.activate()
             with pytest.raises(Crash):
-                await activation._once()
+                await activation.once()
         [row, _] = await toys.pending(A)
         assert row["attempts"] == 5, "the first death raised only the suspicion"
 
@@ -316,7 +316,7 @@ async def test_a_message_that_never_had_its_turn_is_not_to_blame_for_deaths(toys
     await put(toys, "innocent")
     for _ in range(9):
         activation = Activation(toys.kernel, A)
-        await activation._activate()
+        await activation.activate()
         await toys.execute("UPDATE rt_entity SET host = %s WHERE key = %s", a_dead_process(), A)
 
     await toys.quiet()
@@ -329,8 +329,8 @@ async def test_an_attempt_of_a_suspect_counts_once(toys: World) -> None:
     await put(toys, "bad")
     for _ in range(2):
         activation = Activation(toys.kernel, A)
-        await activation._activate()
-    await activation._once()
+        await activation.activate()
+    await activation.once()
 
     [row] = await toys.pending(A)
     assert row["attempts"] == 1

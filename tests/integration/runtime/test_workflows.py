@@ -340,13 +340,13 @@ async def test_what_an_older_activation_claimed_waits_though_the_last_one_is_gon
     await begin_and_leave(toys, somewhere_else())
     toys.outside.gates.clear()
     second = Activation(toys.kernel, A)
-    await second._activate()
+    await second.activate()
     await toys.execute("UPDATE rt_entity SET host = %s WHERE key = %s", a_dead_process(), A)
 
     third = Activation(toys.kernel, A)
-    await third._activate()
+    await third.activate()
 
-    assert list(third._held) == ["run"]
+    assert list(third.holding.held) == ["run"]
     toys.fake.advance(31)
     toys.host.end(A)
     await toys.quiet()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foundry_ray.core.errors import Busy, FoundryError, NotFound, RateLimited
-from foundry_ray.runtime.activation import Passivated
+from foundry_ray.runtime.kernel import Passivated
 from foundry_ray.serve import errors
 from foundry_ray.store.engine import CommitConflict, CommitUnknown, StoreUnavailable
 

@@ -1,0 +1,246 @@
+"""The steps of an activation: claimed and finished by commits, worked on beside the turns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from psycopg.types.json import Jsonb
+from pydantic import SecretStr
+
+from foundry_ray.core import keys
+from foundry_ray.core.errors import FoundryError, Internal, NotFound, Timeout, Unavailable
+from foundry_ray.core.logging import get_logger
+from foundry_ray.core.messages import Failure, IssueResolved, Message
+from foundry_ray.runtime import commit, mailbox, points
+from foundry_ray.runtime.commit import Fenced
+from foundry_ray.runtime.doors import Doors
+from foundry_ray.runtime.holding import Holding
+from foundry_ray.runtime.kernel import Kernel
+from foundry_ray.runtime.mailbox import PATIENCE, Letter
+from foundry_ray.runtime.turn import problem
+from foundry_ray.runtime.turns import Turns, report
+from foundry_ray.runtime.workflow import Run, Step
+from foundry_ray.store.engine import StoreUnavailable
+
+log = get_logger("runtime")
+
+
+@dataclass
+class Outcome:
+    """What a step came to; counts only while *task* is the one that works on the run."""
+
+    letter: Letter
+    run: Run
+    task: asyncio.Task[None] | None = None
+    result: Any = None
+    error: FoundryError | None = None
+
+
+@dataclass
+class Context:
+    """What a step may use besides its adapters."""
+
+    kernel: Kernel
+    key: str
+    run_id: str
+    attempt: int
+
+    async def secret(self, secret_id: str) -> SecretStr:
+        """Open the secret row with this id; NotFound when it is gone or expired."""
+        async with self.kernel.database.transaction() as transaction:
+            row = await transaction.one(
+                "SELECT sealed FROM rt_secret WHERE id = %s"
+                " AND (expires_at IS NULL OR expires_at > %s)",
+                (secret_id, self.kernel.clock.now()),
+            )
+        if row is None:
+            raise NotFound("A secret is gone or has expired.", secret_id=secret_id)
+        return self.kernel.sealer.open(row["sealed"], secret_id)
+
+    def seal(self, secret: SecretStr | str, secret_id: str) -> str:
+        """Encrypt a secret so that it can leave the step in a result."""
+        return self.kernel.sealer.seal(secret, secret_id)
+
+    async def hand(self, key: str, message: Message) -> Any:
+        """Give a message directly to an entity and return its answer."""
+        return await self.kernel.waker.hand(key, message)
+
+
+class Steps:
+    """Works on the steps of one entity's runs.
+
+    Attributes:
+        outcomes: Of steps whose work is done and not committed, in the order of their ends.
+    """
+
+    def __init__(self, holding: Holding, turns: Turns, doors: Doors) -> None:
+        self._holding = holding
+        self._kernel = holding.kernel
+        self._turns = turns
+        self._doors = doors
+        self.outcomes: deque[Outcome] = deque()
+
+    def stop(self) -> None:
+        """Stop all work; what it came to counts no more."""
+        for task in self._holding.working.values():
+            task.cancel()
+        self._holding.working.clear()
+        self.outcomes.clear()
+
+    async def begin(self, letter: Letter) -> None:
+        """Claim the step (a fenced commit), then work on it beside the turns."""
+        holding = self._holding
+        run_id = letter.run_id or ""
+        run = holding.runs.get(run_id)
+        if run is None:
+            async with self._kernel.database.transaction() as transaction:
+                await holding.fence(transaction)
+                await mailbox.consume(transaction, letter.id)
+            return
+        step = holding.workflows[run.kind].step_named(run.step)
+        if run.attempt >= step.retry.max_attempts + PATIENCE.max_attempts:
+            died = Internal(f"{step.name} never came to an end: its process ended each time.")
+            await self._failed(Outcome(letter, run, error=died))
+            return
+        now = self._kernel.clock.now()
+        async with self._kernel.database.transaction() as transaction:
+            await holding.fence(transaction)
+            row = await transaction.one(
+                "UPDATE rt_run SET state = 'claimed', attempt = attempt + 1, claimed_epoch = %s,"
+                " deadline = %s, updated_at = %s WHERE id = %s RETURNING attempt, step_input",
+                (holding.epoch, now + step.timeout, now, run_id),
+            )
+            self._kernel.point(points.CLAIM_OPEN)
+        if row is None:
+            return
+        run.attempt = row["attempt"]
+        holding.held.pop(run_id, None)
+        self._kernel.point(points.STEP_CLAIMED)
+        work = self._work(letter, run, step, row["step_input"])
+        holding.working[run_id] = asyncio.create_task(work, name=f"{holding.key}:{step.name}")
+
+    async def _work(
+        self, letter: Letter, run: Run, step: Step[Any, Any], raw: dict[str, Any]
+    ) -> None:
+        this = asyncio.current_task()
+        outcome = Outcome(letter, run, this)
+        context = Context(self._kernel, self._holding.key, run.id, run.attempt)
+        tools = self._kernel.tools.get(self._holding.actor_class.actor_type)
+        with structlog.contextvars.bound_contextvars(step=step.name, run_id=run.id):
+            try:
+                async with asyncio.timeout(step.timeout.total_seconds()):
+                    outcome.result = await step.work(
+                        tools, step.input_type.model_validate(raw), context
+                    )
+            except TimeoutError:
+                outcome.error = Timeout(f"{step.name} took longer than {step.timeout}.")
+            except FoundryError as error:
+                outcome.error = error
+            except asyncio.CancelledError:
+                if this is None or this.cancelling():
+                    raise
+                outcome.error = Unavailable(f"Something that {step.name} waited for was cancelled.")
+            except Exception as trouble:  # a bug of ours, or an error no adapter classified
+                log.exception("step_failed")
+                outcome.error = Internal(f"{type(trouble).__name__} in {step.name}.")
+        self._kernel.point(points.STEP_DONE)
+        self.outcomes.append(outcome)
+        self._doors.ring()
+
+    async def finish(self, outcome: Outcome) -> None:
+        """Commit a step's result, or its failure (a fenced commit)."""
+        holding, letter = self._holding, outcome.letter
+        if holding.working.get(outcome.run.id) is not outcome.task:
+            return  # the run was cancelled or sent elsewhere meanwhile: this counts no more
+        if outcome.error is not None:
+            await self._failed(outcome)
+            return
+        run = holding.runs[outcome.run.id]
+        turn = holding.turn()
+        before = replace(run)
+        try:
+            turn.advance(run, outcome.result)
+            over = run.id not in holding.runs
+            if before.reported or (over and run.kind in holding.troubled):
+                solved = IssueResolved(entity=holding.key, workflow=run.kind)
+                turn.tell(keys.root_of(holding.key), solved)
+                holding.troubled.discard(run.kind)
+                run.reported = False
+            await self._turns.commit(turn, letter)
+            holding.working.pop(run.id, None)
+        except (Fenced, StoreUnavailable):
+            raise
+        except Exception as trouble:  # a bug of ours in the order of steps
+            log.exception("workflow_failed", workflow=run.kind)
+            outcome.error = Internal(f"{type(trouble).__name__} after {before.step}.")
+            await holding.reload()
+            await self._failed(outcome)
+            return
+        self._doors.ring()
+
+    async def _failed(self, outcome: Outcome) -> None:
+        """Count a failed attempt: try later, or park the run and report (S28)."""
+        holding, letter, error = self._holding, outcome.letter, outcome.error
+        assert error is not None
+        assert holding.actor is not None
+        run = holding.runs[outcome.run.id]
+        run.attempt = outcome.run.attempt
+        workflow = holding.workflows[run.kind]
+        step = workflow.step_named(run.step)
+        now = self._kernel.clock.now()
+        again = error.retryable and run.attempt < step.retry.max_attempts
+        turn = holding.turn()
+        failure = Failure(
+            fingerprint=f"{run.kind}:{step.name}:{error.code}",
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            entity=holding.key,
+            workflow=run.kind,
+            step=step.name,
+            attempt=run.attempt,
+            will_retry=again,
+        )
+        run.reported = False  # what the hook ends has not been solved by that
+        try:
+            hook = workflow.on_retry if again else workflow.on_error
+            hook(holding.actor.state, run, error, turn)
+        except Exception:  # a bug of ours; the failure itself must be recorded all the same
+            log.exception("error_hook_failed", workflow=run.kind)
+            await holding.reload()
+            turn, run = holding.turn(), holding.runs[outcome.run.id]
+            run.attempt = outcome.run.attempt
+        run.reported = True
+        # The hook may end the run instead of parking it, or send it elsewhere.
+        over = run.id not in holding.runs
+        moved = any(change.run is run for change in turn.effects.runs)
+        run.parked = not again and not moved
+        report(turn, failure, to_parent=not again)
+        async with self._kernel.database.transaction() as transaction:
+            await holding.fence(transaction)
+            if again:
+                due = now + step.retry.delay(run.attempt)
+                await mailbox.delay(transaction, letter.id, run.attempt, due, problem(error))
+            else:
+                await mailbox.consume(transaction, letter.id)
+            if not over and not moved:
+                await transaction.execute(
+                    "UPDATE rt_run SET state = %s, reported = true, error = %s,"
+                    " claimed_epoch = NULL, deadline = NULL, updated_at = %s WHERE id = %s",
+                    ("pending" if again else "parked", Jsonb(problem(error)), now, run.id),
+                )
+            await commit.write(transaction, holding.key, turn.effects, now)
+            self._kernel.point(points.FAILURE_OPEN)
+        self._kernel.point(points.AFTER_FAILURE)
+        holding.working.pop(run.id, None)
+        holding.troubled.add(run.kind)
+        log.warning(
+            "step_undone", workflow=run.kind, failed=step.name, attempt=run.attempt,
+            code=error.code, again=again,
+        )  # fmt: skip
+        self._turns.after(turn)
+        self._doors.ring()

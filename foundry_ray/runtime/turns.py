@@ -1,0 +1,177 @@
+"""The turns of an activation: one message, one commit; or a failed attempt, written down."""
+
+from __future__ import annotations
+
+from foundry_ray.core import keys
+from foundry_ray.core.errors import FoundryError, Internal
+from foundry_ray.core.logging import get_logger
+from foundry_ray.core.messages import ChildFailed, Failure, IssueReported, decode
+from foundry_ray.runtime import commit, issues, mailbox, points
+from foundry_ray.runtime.commit import AlreadyApplied, Fenced
+from foundry_ray.runtime.doors import Doors, Handed
+from foundry_ray.runtime.holding import Holding
+from foundry_ray.runtime.kernel import Passivated
+from foundry_ray.runtime.mailbox import PATIENCE, Letter
+from foundry_ray.runtime.turn import Turn, problem
+from foundry_ray.store.engine import StoreUnavailable
+
+log = get_logger("runtime")
+
+
+class Turns:
+    """Takes the turns of one entity, one at a time."""
+
+    def __init__(self, holding: Holding, doors: Doors) -> None:
+        self._holding = holding
+        self._kernel = holding.kernel
+        self._doors = doors
+
+    async def handle(self, letter: Letter) -> None:
+        """Let the entity handle a message of its mailbox, and commit what comes of it."""
+        holding = self._holding
+        if letter.attempts >= PATIENCE.max_attempts:
+            await self.failed(letter, Internal("Its process ended each time."))
+            return
+        if holding.careful:
+            await self._suspect(letter)
+        assert holding.actor is not None
+        turn = holding.turn(sender=letter.sender, command_id=letter.reply_to)
+        refusal: FoundryError | None = None
+        try:
+            message = decode(letter.kind, letter.body)
+            answer = holding.actor.receive(message, turn)
+            if not turn.replied and not turn.deferred:
+                turn.reply(answer)
+        except FoundryError as error:
+            if letter.reply_to is None or error.retryable:
+                await self.failed(letter, error)
+                return
+            refusal = error
+        except Exception as trouble:  # a bug of ours: the message is tried again, then parked
+            log.exception("turn_failed", message_kind=letter.kind, letter=letter.id)
+            await self.failed(letter, Internal(f"{type(trouble).__name__} in {letter.kind}."))
+            return
+        if refusal is not None:
+            await holding.reload()
+            turn = holding.turn(sender=letter.sender, command_id=letter.reply_to)
+            turn.refuse(refusal)
+        try:
+            await self.commit(turn, letter)
+        except (Fenced, StoreUnavailable):
+            raise
+        except Exception as trouble:  # the rows refuse what the handler wrote: a bug of ours
+            log.exception("commit_refused", message_kind=letter.kind, letter=letter.id)
+            await self.failed(letter, Internal(f"{type(trouble).__name__} after {letter.kind}."))
+
+    async def _suspect(self, letter: Letter) -> None:
+        """Count the attempt before it is made: perhaps this message ended the last process."""
+        self._holding.careful = False
+        async with self._kernel.database.transaction() as transaction:
+            await self._holding.fence(transaction)
+            await mailbox.count(transaction, letter.id, letter.attempts + 1)
+
+    async def take(self, handed: Handed) -> None:
+        """Let the entity handle a message that was handed over directly."""
+        holding = self._holding
+        assert holding.actor is not None
+        turn = holding.turn()
+        future = handed.future
+        try:
+            answer = holding.actor.receive(handed.message, turn)
+            await self.commit(turn, None)
+            if not future.done():
+                future.set_result(answer)
+        except FoundryError as error:
+            fenced = isinstance(error, Fenced)
+            if not future.done():
+                future.set_exception(Passivated(key=holding.key) if fenced else error)
+            if isinstance(error, Fenced | StoreUnavailable):
+                raise
+            await holding.reload()
+        except Exception as trouble:  # a bug of ours: who handed it over hears of it
+            log.exception("handed_failed", message_kind=handed.message.kind)
+            if not future.done():
+                future.set_exception(Internal(type(trouble).__name__))
+            await holding.reload()
+        finally:
+            if not future.done():  # this activation dies in the middle of it
+                future.set_exception(Passivated(key=holding.key))
+
+    async def commit(self, turn: Turn, letter: Letter | None) -> None:
+        """Write all that the turn collected, or nothing; *letter* is what it consumes."""
+        point = self._kernel.point
+        point(points.BEFORE_BEGIN)
+        try:
+            async with self._kernel.database.transaction() as transaction:
+                await self._holding.fence(transaction)
+                point(points.TURN_OPEN)
+                if letter is not None:
+                    await commit.consume(transaction, letter.id)
+                await commit.write(transaction, turn.key, turn.effects, turn.now)
+                point(points.BEFORE_COMMIT)
+        except AlreadyApplied:
+            log.info("already_applied", letter=letter.id if letter else None)
+            await self._holding.reload()
+            return
+        point(points.AFTER_COMMIT)
+        self.after(turn)
+
+    def after(self, turn: Turn) -> None:
+        """Ring the doorbells and let replies leave; only now, after COMMIT."""
+        holding, effects = self._holding, turn.effects
+        holding.moved_at = self._kernel.clock.now()
+        # What was cancelled, or sent elsewhere, by somebody else than its own step.
+        for run_id in (*effects.cancelled, *(change.run.id for change in effects.runs)):
+            task = holding.working.pop(run_id, None)
+            if task is not None:
+                task.cancel()
+        for reply in effects.replies:
+            self._doors.answer(reply.command_id)
+        for target in dict.fromkeys(mail.target for mail in effects.mail):
+            if target != holding.key:
+                self._kernel.waker.ring(target)
+        if effects.feed:
+            self._kernel.hint()
+
+    async def failed(self, letter: Letter, error: FoundryError) -> None:
+        """Count a failed attempt: try later, or park, report and tell the parent (S28)."""
+        holding = self._holding
+        await holding.reload()
+        attempt = min(letter.attempts + 1, PATIENCE.max_attempts)
+        now = self._kernel.clock.now()
+        parking = attempt >= PATIENCE.max_attempts
+        turn = holding.turn(sender=letter.sender, command_id=letter.reply_to)
+        if parking:
+            failure = Failure(
+                fingerprint=f"{letter.kind}:{error.code}",
+                code=error.code,
+                message=error.message,
+                hint=error.hint,
+                entity=holding.key,
+                workflow=letter.kind,
+                attempt=attempt,
+                will_retry=False,
+            )
+            report(turn, failure, to_parent=True)
+            turn.refuse(error)
+        async with self._kernel.database.transaction() as transaction:
+            await holding.fence(transaction)
+            if parking:
+                await mailbox.park(transaction, letter.id, attempt, now, problem(error))
+                await commit.write(transaction, holding.key, turn.effects, now)
+            else:
+                due = now + PATIENCE.delay(attempt)
+                await mailbox.delay(transaction, letter.id, attempt, due, problem(error))
+            self._kernel.point(points.FAILURE_OPEN)
+        self._kernel.point(points.AFTER_FAILURE)
+        log.warning("turn_undone", message_kind=letter.kind, attempt=attempt, parked=parking)
+        self.after(turn)
+
+
+def report(turn: Turn, failure: Failure, *, to_parent: bool) -> None:
+    """Let the turn tell the root of a failure, and the parent if it has to decide (S28)."""
+    if failure.workflow != issues.REPORTED:  # a root that cannot take issues takes no more
+        turn.tell(keys.root_of(turn.key), IssueReported(failure=failure))
+    parent = keys.parent_of(turn.key)
+    if to_parent and parent is not None:
+        turn.tell(parent, ChildFailed(child=turn.key, failure=failure))
