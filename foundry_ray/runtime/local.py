@@ -15,7 +15,7 @@ from foundry_ray.core.errors import Unavailable
 from foundry_ray.core.messages import Message
 from foundry_ray.runtime.activation import Activation
 from foundry_ray.runtime.kernel import Kernel
-from foundry_ray.runtime.supervision import due_below, roots_with_work
+from foundry_ray.runtime.supervision import due_below, due_everywhere
 from foundry_ray.runtime.supervisor import Supervisor
 
 
@@ -92,11 +92,8 @@ class LocalHost:
         assert self.kernel is not None
         now = self.kernel.clock.now()
         async with self.kernel.database.transaction() as transaction:
-            found = [
-                due
-                for root in await roots_with_work(transaction, now)
-                for due in await due_below(transaction, root, now)
-            ]
+            roots, _ = await due_everywhere(transaction, now)
+            found = [due for root in roots for due in await due_below(transaction, root, now)]
         for due in found:
             self.ring(due.key)
 

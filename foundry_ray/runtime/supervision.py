@@ -35,26 +35,6 @@ LEASE_SECONDS = 10
 LEASE_RENEWED_EVERY = timedelta(seconds=3)
 
 
-async def roots_with_work(transaction: Transaction, now: datetime) -> list[str]:
-    """Return the roots (organizations, and the app) below which something is due.
-
-    A loose index scan over the one partial index on due mail: its cost grows with the
-    number of organizations, not with the mail.
-    """
-    rows = await transaction.fetch(
-        "WITH RECURSIVE due AS ("
-        " (SELECT root FROM rt_mailbox WHERE parked_at IS NULL AND due_at <= %(now)s"
-        "  ORDER BY root LIMIT 1)"
-        " UNION ALL"
-        " SELECT (SELECT m.root FROM rt_mailbox m WHERE m.parked_at IS NULL"
-        "  AND m.due_at <= %(now)s AND m.root > due.root ORDER BY m.root LIMIT 1)"
-        " FROM due WHERE due.root IS NOT NULL)"
-        " SELECT root FROM due WHERE root IS NOT NULL",
-        {"now": now},
-    )
-    return [row["root"] for row in rows]
-
-
 @dataclass(frozen=True)
 class Due:
     """An entity with due work.
@@ -76,38 +56,82 @@ class Due:
         """Whether no process can be working for it: none is recorded, or it is gone."""
         return host.proven_gone(self.host)
 
+    @property
+    def concerns_app(self) -> bool:
+        """Whether ``app`` looks after it; a step that is worked on is its organization's."""
+        root = keys.root_of(self.key)
+        return root in (keys.APP, self.key) or self.oldest is not None or self.dead
 
-_DUE = (
-    "SELECT m.target, min(m.due_at) FILTER (WHERE r.claimed_epoch IS NULL) AS oldest,"
-    " coalesce(e.revision + e.epoch, 0) AS moves, e.host"
-    " FROM rt_mailbox m LEFT JOIN rt_entity e ON e.key = m.target"
-    " LEFT JOIN rt_run r ON r.id = m.run_id"
-    " WHERE {} AND m.parked_at IS NULL AND m.due_at <= %s"
-    " GROUP BY m.target, e.key ORDER BY min(m.due_at)"
+
+# The planner's numbers are old just when it matters: after a burst of mail it would read
+# whole tables for a few due rows. So the due rows are asked for in the order of their index,
+# and no other way is open.
+_FRUGAL = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
+_DUE = """
+SELECT found.target AS key, found.oldest, coalesce(e.revision + e.epoch, 0) AS moves, e.host
+FROM (
+    SELECT target, min(due_at) AS since, min(due_at) FILTER (WHERE (
+        SELECT claimed_epoch FROM rt_run r WHERE r.id = due.run_id) IS NULL) AS oldest
+    FROM (
+        SELECT target, run_id, due_at FROM rt_mailbox m
+        WHERE m.root = {root} AND m.parked_at IS NULL AND m.due_at <= %(now)s AND {which}
+        ORDER BY m.due_at OFFSET 0
+    ) AS due
+    GROUP BY target
+) AS found
+LEFT JOIN LATERAL (
+    SELECT revision, epoch, host FROM rt_entity WHERE key = found.target OFFSET 0
+) AS e ON true
+ORDER BY found.since
+"""
+_DUE_BELOW = _DUE.format(root="%(root)s", which="true")
+# A loose index scan from root to root, and a look at what is due below each: the cost grows
+# with the number of organizations and with what is due, not with the mail.
+_DUE_EVERYWHERE = """
+WITH RECURSIVE roots (root) AS (
+    (SELECT root FROM rt_mailbox WHERE parked_at IS NULL ORDER BY root LIMIT 1)
+    UNION ALL
+    SELECT (SELECT m.root FROM rt_mailbox m WHERE m.parked_at IS NULL AND m.root > roots.root
+        ORDER BY m.root LIMIT 1)
+    FROM roots WHERE roots.root IS NOT NULL
+)
+SELECT roots.root, due.* FROM roots LEFT JOIN LATERAL ({due}) AS due ON true
+WHERE (SELECT true FROM rt_mailbox m
+    WHERE m.root = roots.root AND m.parked_at IS NULL AND m.due_at <= %(now)s LIMIT 1)
+ORDER BY roots.root
+""".format(
+    due=_DUE.format(
+        root="roots.root",
+        which="(m.root = %(app)s OR m.target = m.root OR m.due_at <= %(overdue)s)",
+    )
 )
 
 
 async def due_below(transaction: Transaction, root: str, now: datetime) -> list[Due]:
     """Return the entities of one tree that have due work, the longest waiting first."""
-    rows = await transaction.fetch(_DUE.format("m.root = %s"), (root, now))
-    return [Due(row["target"], row["oldest"], row["moves"], row["host"]) for row in rows]
+    await transaction.execute(_FRUGAL)
+    rows = await transaction.fetch(_DUE_BELOW, {"root": root, "now": now})
+    return [Due(**row) for row in rows]
 
 
-async def due_among(transaction: Transaction, chosen: Collection[str], now: datetime) -> list[Due]:
-    """Return those of the *chosen* entities that have due work themselves."""
-    rows = await transaction.fetch(_DUE.format("m.target = ANY(%s)"), (list(chosen), now))
-    return [Due(row["target"], row["oldest"], row["moves"], row["host"]) for row in rows]
+async def due_everywhere(transaction: Transaction, now: datetime) -> tuple[list[str], list[Due]]:
+    """Return what ``app`` looks after.
 
-
-async def overdue_below(
-    transaction: Transaction, roots: Collection[str], now: datetime
-) -> list[Due]:
-    """Return whom the supervisors of these *roots* should have brought back, and did not."""
+    Returns:
+        The roots (organizations, and the app) below which something is due; and of the
+        entities that have due work: those of the app's own tree, the roots themselves, and
+        whom their supervisors should have brought back for long, and did not.
+    """
+    await transaction.execute(_FRUGAL)
     rows = await transaction.fetch(
-        _DUE.format("m.root = ANY(%s)"), (list(roots), now - STUCK_AFTER)
+        _DUE_EVERYWHERE, {"app": keys.APP, "now": now, "overdue": now - STUCK_AFTER}
     )
-    found = [Due(row["target"], row["oldest"], row["moves"], row["host"]) for row in rows]
-    return [due for due in found if due.oldest is not None or due.dead]
+    found = [
+        Due(row["key"], row["oldest"], row["moves"], row["host"])
+        for row in rows
+        if row["key"] is not None
+    ]
+    return list(dict.fromkeys(row["root"] for row in rows)), [d for d in found if d.concerns_app]
 
 
 class Watch:

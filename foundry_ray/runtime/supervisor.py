@@ -71,16 +71,14 @@ class Supervisor:
         now = self._kernel.clock.now()
         others: list[str] = []
         async with self._kernel.database.transaction() as transaction:
-            found = await supervision.due_below(transaction, self._root, now)
             if self._root == keys.APP:
-                roots = await supervision.roots_with_work(transaction, now)
+                roots, found = await supervision.due_everywhere(transaction, now)
                 others = [root for root in roots if root != self._root]
-                found += await supervision.due_among(transaction, others, now)
-                # A supervisor may itself be stopped, or not be able to start.
-                found += await supervision.overdue_below(transaction, others, now)
+            else:
+                found = await supervision.due_below(transaction, self._root, now)
         if any(due.key == self._root for due in found):
             self._activation.ring()  # its own mail may have come without a ring
-        below = list({due.key: due for due in found if due.key != self._root}.values())
+        below = [due for due in found if due.key != self._root]
         for key in self._watch.stuck(below, now):
             self._end(key, below)
         ringing = self._watch.to_ring(below, now)

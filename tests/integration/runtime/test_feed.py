@@ -1,15 +1,13 @@
-"""The feed: complete and in a stable order, whoever writes and reads it; and the sweep."""
+"""The feed: complete and in a stable order, whoever writes and reads it."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
-from typing import Any
 
-from foundry_ray.runtime import commit, feed, supervision
+from foundry_ray.runtime import commit, feed
 from foundry_ray.runtime.feed import Change, Cursor
 from foundry_ray.runtime.turn import FeedItem
-from foundry_ray.store.engine import Database, Transaction
+from foundry_ray.store.engine import Database
 from tests.integration.runtime.kit import TOPIC, A, B, Do, World
 
 WRITERS, TIMES = 8, 25
@@ -104,48 +102,3 @@ async def test_an_items_revision_and_data_come_with_the_change(toys: World) -> N
     assert (change.topic, change.kind, change.item_id) == (TOPIC, "history", "00000001")
     assert change.data == {"key": A, "word": "a"}
     assert Cursor.parse(str(change.cursor)) == change.cursor
-
-
-# -- the sweep ------------------------------------------------------------------------
-
-
-class Explaining(Transaction):
-    """Answers each query, and keeps its plan."""
-
-    def __init__(self, transaction: Transaction) -> None:
-        super().__init__(transaction._connection)
-        self.plans: list[str] = []
-
-    async def fetch(self, sql: str, values: Any = None) -> Any:
-        plan = await super().fetch(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}", values)
-        self.plans.append("\n".join(row["QUERY PLAN"] for row in plan))
-        return await super().fetch(sql, values)
-
-
-async def test_the_sweep_reads_one_index_and_not_the_mail(toys: World) -> None:
-    await toys.execute(
-        "INSERT INTO rt_mailbox (target, root, sender, lane, kind, body, attempts, due_at,"
-        " created_at, parked_at)"
-        " SELECT 'org/' || n % 100 || '/repo/' || n, 'org/' || n % 100, 'x', 1, 'k', '{}', 0,"
-        " %(now)s + make_interval(days => 1), %(now)s, CASE WHEN n % 4 = 0 THEN now() END"
-        " FROM generate_series(1, 20000) AS n".replace("% 100", "%% 100")
-        .replace("% 4", "%% 4")
-        .replace("%(now)s", "now()")
-    )
-    await toys.execute(
-        "UPDATE rt_mailbox SET due_at = now() - interval '1 minute' WHERE root = 'org/7'"
-    )
-    await toys.execute("ANALYZE rt_mailbox")
-    [row] = await toys.rows("SELECT now() AS now")
-    now = row["now"] + timedelta(seconds=1)
-
-    async with toys.database.transaction() as transaction:
-        explaining = Explaining(transaction)
-        roots = await supervision.roots_with_work(explaining, now)
-        due = await supervision.due_below(explaining, "org/7", now)
-
-    assert roots == ["org/7"]
-    assert len(due) == 200
-    for plan in explaining.plans:
-        assert "rt_mailbox_due" in plan, plan
-        assert "Seq Scan on rt_mailbox" not in plan, plan
