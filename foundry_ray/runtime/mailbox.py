@@ -189,6 +189,18 @@ async def park(
     )
 
 
+async def failing(transaction: Transaction, target: str, kind: str) -> bool:
+    """Return whether a message of this kind is there whose last attempt failed.
+
+    It is parked, or is to be tried again, by an operator's wish or by itself.
+    """
+    row = await transaction.one(
+        "SELECT 1 FROM rt_mailbox WHERE target = %s AND kind = %s AND error IS NOT NULL LIMIT 1",
+        (target, kind),
+    )
+    return row is not None
+
+
 # -- what an operator does ---------------------------------------------------------
 #
 # No turn ever touches a parked row, and each change says that the row must be parked:
@@ -256,7 +268,7 @@ async def retry(
 async def drop(transaction: Transaction, letter_id: int, now: datetime) -> dict[str, Any] | None:
     """Delete a parked message for good.
 
-    A command is answered with ``dropped``, so that nobody waits for it. With the last parked
+    A command is answered with ``dropped``, so that nobody waits for it. With the last failed
     message of its kind the entity's issue is solved: the work is not wanted any more.
 
     Returns:
@@ -277,12 +289,7 @@ async def drop(transaction: Transaction, letter_id: int, now: datetime) -> dict[
         " WHERE command_id = %s AND (reply IS NULL OR reply ->> 'status' = '0')",
         (Jsonb(reply), now, row.pop("reply_to")),
     )
-    left = await transaction.one(
-        "SELECT 1 FROM rt_mailbox WHERE target = %s AND kind = %s AND parked_at IS NOT NULL"
-        " LIMIT 1",
-        (target, kind),
-    )
-    if left is None:
+    if not await failing(transaction, target, kind):
         solved = IssueResolved(entity=target, workflow=kind)
         await put(transaction, keys.root_of(target), solved, sender=OPERATOR, now=now)
     return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from foundry_ray.core import keys
 from foundry_ray.core.errors import FoundryError, Internal
 from foundry_ray.core.logging import get_logger
-from foundry_ray.core.messages import ChildFailed, Failure, IssueReported, decode
+from foundry_ray.core.messages import ChildFailed, Failure, IssueReported, IssueResolved, decode
 from foundry_ray.runtime import commit, issues, mailbox, points
 from foundry_ray.runtime.commit import AlreadyApplied, Fenced
 from foundry_ray.runtime.doors import Doors, Handed
@@ -98,8 +98,11 @@ class Turns:
                 future.set_exception(Passivated(key=holding.key))
 
     async def commit(self, turn: Turn, letter: Letter | None) -> None:
-        """Write all that the turn collected, or nothing; *letter* is what it consumes."""
-        point = self._kernel.point
+        """Write all that the turn collected, or nothing; *letter* is what it consumes.
+
+        With the last message of its kind that had failed, the entity's issue is solved (N8).
+        """
+        point, troubled = self._kernel.point, self._holding.troubled
         point(points.BEFORE_BEGIN)
         try:
             async with self._kernel.database.transaction() as transaction:
@@ -107,6 +110,12 @@ class Turns:
                 point(points.TURN_OPEN)
                 if letter is not None:
                     await commit.consume(transaction, letter.id)
+                    if letter.kind in troubled and not await mailbox.failing(
+                        transaction, turn.key, letter.kind
+                    ):
+                        solved = IssueResolved(entity=turn.key, workflow=letter.kind)
+                        turn.tell(keys.root_of(turn.key), solved)
+                        troubled.discard(letter.kind)
                 await commit.write(transaction, turn.key, turn.effects, turn.now)
                 point(points.BEFORE_COMMIT)
         except AlreadyApplied:
@@ -164,6 +173,8 @@ class Turns:
                 await mailbox.delay(transaction, letter.id, attempt, due, problem(error))
             self._kernel.point(points.FAILURE_OPEN)
         self._kernel.point(points.AFTER_FAILURE)
+        if parking:
+            holding.troubled.add(letter.kind)
         log.warning("turn_undone", message_kind=letter.kind, attempt=attempt, parked=parking)
         self.after(turn)
 

@@ -180,6 +180,48 @@ async def test_dropping_the_last_of_its_kind_solves_the_entitys_issue(
     assert await open_issues(toys) == 0
 
 
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_retried_message_that_succeeds_solves_its_issue_when_it_is_the_last(
+    toys: World, foundry: Operator, restart: bool
+) -> None:
+    toys.outside.broken.add("bad")
+    await toys.tell(A, Do(word="bad"), sender="x")
+    await toys.tell(A, Do(word="bad"), sender="y")
+    await park(toys)
+    if restart:
+        toys.host.end(A)
+    toys.outside.broken.clear()
+    await toys.tell(A, Do(word="good"), sender="z")
+    await toys.quiet()
+    [first, second] = await toys.rows("SELECT id FROM rt_mailbox ORDER BY id")
+
+    await foundry("mailbox", "retry", str(first["id"]))
+    await toys.quiet()
+    assert await open_issues(toys) == 1  # the other one is parked still
+    await foundry("mailbox", "retry", str(second["id"]))
+    await toys.quiet()
+
+    assert await open_issues(toys) == 0
+
+
+async def test_a_retried_message_that_fails_again_keeps_its_issue_open(
+    toys: World, foundry: Operator
+) -> None:
+    toys.outside.broken.add("bad")
+    await toys.tell(A, Do(word="bad"), sender="x")
+    await park(toys)
+    await foundry("mailbox", "retry", "--all")
+    await toys.quiet()
+
+    await toys.tell(A, Do(word="good"), sender="y")  # while the other waits for its next attempt
+    await toys.quiet()
+
+    assert await open_issues(toys) == 1
+    toys.outside.broken.clear()
+    await park(toys)
+    assert await open_issues(toys) == 0
+
+
 async def test_only_parked_messages_are_retried_and_dropped(toys: World, foundry: Operator) -> None:
     await toys.tell(A, Remind(name="tea", after=1e6, word="tea"))
     await toys.quiet()
