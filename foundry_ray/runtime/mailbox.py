@@ -102,6 +102,26 @@ async def pending(transaction: Transaction, target: str, limit: int = BATCH) -> 
     return [Letter(**row) for row in rows]
 
 
+async def waiting(transaction: Transaction, target: str, number: int) -> bool:
+    """Return whether at least *number* messages and steps wait for an entity; timers do not."""
+    row = await transaction.one(
+        "SELECT 1 FROM rt_mailbox WHERE target = %s AND parked_at IS NULL AND timer IS NULL"
+        " ORDER BY id OFFSET %s LIMIT 1",
+        (target, number - 1),
+    )
+    return row is not None
+
+
+async def waiting_below(transaction: Transaction, root: str, number: int, now: datetime) -> bool:
+    """Return whether at least *number* messages, timers and steps of a tree are due."""
+    row = await transaction.one(
+        "SELECT 1 FROM rt_mailbox WHERE root = %s AND parked_at IS NULL AND due_at <= %s"
+        " ORDER BY due_at OFFSET %s LIMIT 1",
+        (root, now, number - 1),
+    )
+    return row is not None
+
+
 @dataclass(frozen=True)
 class Choice:
     """What to do now, and when to look again if nothing comes before."""

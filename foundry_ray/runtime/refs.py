@@ -21,7 +21,7 @@ from foundry_ray.core.errors import (
     family,
 )
 from foundry_ray.core.ids import new_id
-from foundry_ray.core.messages import Message
+from foundry_ray.core.messages import Lane, Message
 from foundry_ray.runtime import mailbox
 from foundry_ray.runtime.ports import Waker
 from foundry_ray.store.engine import Database, Transaction
@@ -29,6 +29,9 @@ from foundry_ray.store.engine import Database, Transaction
 ANSWER_PATIENCE = timedelta(seconds=2)
 IDEMPOTENCY_LIFE = timedelta(hours=24)
 DELIVERY_LIFE = timedelta(days=7)
+# How much more may wait for an organization than for one entity, and of what must get in
+# when nothing else does: commands that stop something, and deliveries.
+MORE = 10
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class Client:
     """Puts commands into mailboxes and waits for their reply rows.
 
     Args:
-        limit: Pending messages of one entity at most; beyond it callers get ``busy``.
+        limit: Messages that may wait for one entity, and ``MORE`` times as many for an
+            organization; beyond it callers get ``busy``. Only what comes from outside is
+            refused: what entities say to each other is promised already.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class Client:
 
         Raises:
             IdempotencyConflict: The key was used with another request.
-            Busy: The entity has too much mail; try again later.
+            Busy: The entity or its organization has too much mail; try again later.
             FoundryError: The entity refused, with its code.
         """
         now = self._clock.now()
@@ -105,7 +110,7 @@ class Client:
                 life=IDEMPOTENCY_LIFE,
             )
             if known is None:
-                await self._room(transaction, target)
+                await self._room(transaction, target, command, now)
                 await mailbox.put(
                     transaction,
                     target,
@@ -124,9 +129,10 @@ class Client:
 
     async def tell(self, target: str, message: Message, *, sender: str = "client") -> None:
         """Send *message* durably, and go on."""
+        now = self._clock.now()
         async with self._database.transaction() as transaction:
-            await self._room(transaction, target)
-            await mailbox.put(transaction, target, message, sender=sender, now=self._clock.now())
+            await self._room(transaction, target, message, now)
+            await mailbox.put(transaction, target, message, sender=sender, now=now)
         self._waker.ring(target)
 
     async def receive(
@@ -136,6 +142,9 @@ class Client:
 
         Returns:
             False when it came before, in the last seven days; then nothing is sent.
+
+        Raises:
+            Unavailable: Too much waits for the entity; it must come again later.
         """
         now = self._clock.now()
         async with self._database.transaction() as transaction:
@@ -150,6 +159,8 @@ class Client:
                 life=DELIVERY_LIFE,
             )
             if known is None:
+                if await mailbox.waiting(transaction, target, self._limit * MORE):
+                    raise Unavailable("Too much waits there already.", retry_after=60)
                 await mailbox.put(transaction, target, message, sender=sender, now=now)
         if known is None:
             self._waker.ring(target)
@@ -165,14 +176,23 @@ class Client:
             raise NotFound("No such command, or its answer has expired.")
         return self._answer(command_id, row["reply"])
 
-    async def _room(self, transaction: Transaction, target: str) -> None:
-        row = await transaction.one(
-            "SELECT count(*) AS waiting FROM (SELECT 1 FROM rt_mailbox WHERE target = %s"
-            " AND parked_at IS NULL LIMIT %s) AS found",
-            (target, self._limit),
-        )
-        if row is not None and row["waiting"] >= self._limit:
+    async def _room(
+        self, transaction: Transaction, target: str, message: Message, now: datetime
+    ) -> None:
+        """Let a command in, or turn it away.
+
+        Those that stop something find room as long as the entity's mailbox has any.
+        """
+        stops = message.lane is Lane.CONTROL
+        if await mailbox.waiting(transaction, target, self._limit * (MORE if stops else 1)):
             raise Busy(hint="Try again in a few seconds.", target=target)
+        root = keys.root_of(target)
+        if not stops and await mailbox.waiting_below(transaction, root, self._limit * MORE, now):
+            raise Busy(
+                "Too much is waiting in this organization already.",
+                hint="Try again in a few seconds.",
+                retry_after=5,
+            )
 
     async def _await(self, target: str, command_id: str, patience: timedelta) -> Answer:
         deadline = asyncio.get_running_loop().time() + patience.total_seconds()

@@ -55,7 +55,7 @@ async def list_tokens(request: Request, user: User) -> JSONResponse:
     "/api/app/tokens",
     status_code=201,
     response_model=NewToken,
-    responses=documented(400, 401, 403, 409, 422),
+    responses=documented(400, 401, 403, 409, 422, 429),
 )
 async def create_token(
     request: Request, body: TokenRequest, user: User, key: IdempotencyKey = None
@@ -84,7 +84,7 @@ async def create_token(
 @router.delete(
     "/api/app/tokens/{id}",
     status_code=204,
-    responses={202: {"model": Accepted}, **documented(401, 403, 404)},
+    responses={202: {"model": Accepted}, **documented(401, 403, 404, 429)},
 )
 async def delete_token(
     request: Request, id: Id, user: User, key: IdempotencyKey = None

@@ -66,7 +66,7 @@ async def list_issues(request: Request, org: Number, member: Member) -> JSONResp
 @router.delete(
     "/runtime-issues",
     response_model=Cleared,
-    responses={202: {"model": Accepted}, **documented(401, 403, 404)},
+    responses={202: {"model": Accepted}, **documented(401, 403, 404, 429)},
 )
 async def clear_issues(
     request: Request, org: Number, member: Member, key: IdempotencyKey = None
@@ -79,7 +79,7 @@ async def clear_issues(
 @router.delete(
     "/runtime-issues/{id}",
     response_model=Cleared,
-    responses={202: {"model": Accepted}, **documented(401, 403, 404)},
+    responses={202: {"model": Accepted}, **documented(401, 403, 404, 429)},
 )
 async def clear_issue(
     request: Request, org: Number, id: Id, member: Member, key: IdempotencyKey = None

@@ -44,7 +44,7 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
     "/api/auth/github/login",
     status_code=302,
     response_class=RedirectResponse,
-    responses=documented(422),
+    responses=documented(422, 429),
 )
 async def login(
     request: Request,
@@ -94,7 +94,7 @@ async def login(
     "/api/auth/github/callback",
     status_code=302,
     response_class=RedirectResponse,
-    responses=documented(),
+    responses=documented(429),
 )
 async def callback(
     request: Request,
@@ -149,7 +149,7 @@ async def _complete(
     return str(answer.body["return_to"])
 
 
-@router.post("/api/auth/logout", status_code=204, responses=documented(401, 403))
+@router.post("/api/auth/logout", status_code=204, responses=documented(401, 403, 429))
 async def logout(request: Request, user: User, key: IdempotencyKey = None) -> Response:
     """End the session; its cookie is worthless at once."""
     if user.via == "token":
