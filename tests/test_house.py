@@ -68,6 +68,16 @@ STEPS = sorted(
         if isinstance(value, Step)
     }
 )
+WORKFLOWS = [
+    value
+    for module in MODULES
+    if room(module, "workflows")
+    for value in vars(module).values()
+    if isinstance(value, type)
+    and issubclass(value, Workflow)
+    and value.__module__ == module.__name__
+    and hasattr(value, "kind")
+]
 
 
 # -- messages ------------------------------------------------------------------
@@ -177,19 +187,33 @@ def test_step_names_are_those_written_down() -> None:
     assert [f"{flat}/{name}" for flat, name in STEPS] == file.read_text().split()
 
 
-def test_workflow_kinds_are_unique() -> None:
-    kinds = [
-        value.kind
-        for module in MODULES
-        if room(module, "workflows")
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Workflow)
-        and value.__module__ == module.__name__
-        and hasattr(value, "kind")
+def test_a_workflow_keeps_the_steps_that_are_written_down_for_its_version() -> None:
+    """A run ends by the version with which it began; another order is another version."""
+    file = ROOT / "tests" / "workflow_steps.txt"
+    written = [
+        f"{workflow.kind} {workflow.version}: {' '.join(step.name for step in workflow.steps)}"
+        for workflow in sorted(WORKFLOWS, key=lambda w: (w.kind, w.version))
     ]
 
-    assert sorted(set(kinds)) == sorted(kinds)
+    assert written == file.read_text().splitlines()
+
+
+def test_every_workflow_belongs_to_the_actor_whose_name_it_bears() -> None:
+    listed = [
+        (flat_of(module.__name__), workflow)
+        for module in MODULES
+        if room(module, "actor")
+        for actor in vars(module).values()
+        if isinstance(actor, type)
+        and issubclass(actor, Actor)
+        and actor.__module__ == module.__name__
+        for workflow in actor.workflows
+    ]
+
+    assert {workflow.kind.split(".")[0] == flat for flat, workflow in listed} == {True}
+    assert {workflow for _, workflow in listed} == set(WORKFLOWS)
+    names = [(workflow.kind, workflow.version) for workflow in WORKFLOWS]
+    assert sorted(set(names)) == sorted(names)
 
 
 # -- documents -----------------------------------------------------------------

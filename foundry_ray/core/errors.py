@@ -148,6 +148,12 @@ class Internal(FoundryError):
     code = "internal"
 
 
+class WorkflowUnknown(FoundryError):
+    """This release does not know how a piece of work that was begun goes on."""
+
+    code = "workflow_unknown"
+
+
 class SandboxAgentMissing(FoundryError):
     """The sandbox-agent program was not found."""
 

@@ -138,6 +138,7 @@ class Activation:
         self.steps.stop()
         await self.holding.take()
         await self.doors.answer_committed()
+        await self.steps.resume_known()
         self.activated.set()
         log.info("activated", epoch=self.epoch)
 

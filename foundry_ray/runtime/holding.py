@@ -6,18 +6,21 @@ It is a cache. The epoch is what counts: only who holds the current one may comm
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
+from pydantic import ValidationError
 
 from foundry_ray.core import keys
+from foundry_ray.core.errors import WorkflowUnknown
 from foundry_ray.runtime import commit, host, issues, points, supervision
 from foundry_ray.runtime.actor import Actor
 from foundry_ray.runtime.commit import Fenced
 from foundry_ray.runtime.kernel import Kernel, LeaseElsewhere
 from foundry_ray.runtime.turn import Turn
-from foundry_ray.runtime.workflow import Run, Workflow
+from foundry_ray.runtime.workflow import Run, Workflows
 from foundry_ray.store.engine import Transaction
 
 
@@ -41,9 +44,7 @@ class Holding:
         self.kernel = kernel
         self.key = key
         self.actor_class = kernel.actors[keys.kind_of(key)]
-        self.workflows: dict[str, Workflow[Any]] = {
-            workflow.kind: workflow() for workflow in self.actor_class.workflows
-        }
+        self.workflows = Workflows(self.actor_class.workflows)
         self.actor: Actor[Any] | None = None
         self.epoch = 0
         self.runs: dict[str, Run] = {}
@@ -161,9 +162,9 @@ class Holding:
         async with self.kernel.database.transaction() as transaction:
             state = await self.actor_class.load(transaction, self.key)
             rows = await transaction.fetch(
-                "SELECT id, kind, input, step, step_input, state, attempt, reported, claimed_epoch,"
-                " deadline"
-                " FROM rt_run WHERE entity_key = %s",
+                "SELECT id, kind, version, input, step, step_input, state, attempt, reported,"
+                " error ->> 'code' AS error, claimed_epoch, deadline FROM rt_run"
+                " WHERE entity_key = %s",
                 (self.key,),
             )
             self.troubled = await issues.troubled(transaction, self.key)
@@ -176,16 +177,23 @@ class Holding:
         self.undone = False
 
     def _run(self, row: dict[str, Any]) -> Run:
-        return Run(
+        run = Run(
             id=row["id"],
             kind=row["kind"],
-            input=self.workflows[row["kind"]].input_type.model_validate(row["input"]),
+            input=row["input"],
             step=row["step"],
             attempt=row["attempt"],
             reported=row["reported"],
             step_input=row["step_input"],
             parked=row["state"] == "parked",
+            error=row["error"] or "",
+            version=row["version"],
         )
+        # What this release does not understand stays as it is stored: the run's next step
+        # says so, and parks it; everything else of the entity goes on.
+        with contextlib.suppress(WorkflowUnknown, ValidationError):
+            run.input = self.workflows.of(run).input_type.model_validate(row["input"])
+        return run
 
     async def reload(self) -> None:
         """Forget what a failed turn may have changed; the epoch and running steps stay."""

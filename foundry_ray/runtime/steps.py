@@ -9,10 +9,17 @@ from typing import Any
 
 import structlog
 from psycopg.types.json import Jsonb
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from foundry_ray.core import keys
-from foundry_ray.core.errors import FoundryError, Internal, NotFound, Timeout, Unavailable
+from foundry_ray.core.errors import (
+    FoundryError,
+    Internal,
+    NotFound,
+    Timeout,
+    Unavailable,
+    WorkflowUnknown,
+)
 from foundry_ray.core.logging import get_logger
 from foundry_ray.core.messages import Failure, IssueResolved, Message
 from foundry_ray.runtime import commit, mailbox, points
@@ -23,7 +30,7 @@ from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.mailbox import PATIENCE, Letter
 from foundry_ray.runtime.turn import problem
 from foundry_ray.runtime.turns import Turns, report
-from foundry_ray.runtime.workflow import Run, Step
+from foundry_ray.runtime.workflow import Run, Step, unknown
 from foundry_ray.store.engine import StoreUnavailable
 
 log = get_logger("runtime")
@@ -101,7 +108,11 @@ class Steps:
                 await holding.fence(transaction)
                 await mailbox.consume(transaction, letter.id)
             return
-        step = holding.workflows[run.kind].step_named(run.step)
+        step = self._step(run)
+        if step is None:
+            nobody = unknown(run.kind, run.version, run.step)
+            await self._failed(Outcome(letter, run, error=nobody))
+            return
         if run.attempt >= step.retry.max_attempts + PATIENCE.max_attempts:
             died = Internal(f"{step.name} never came to an end: its process ended each time.")
             await self._failed(Outcome(letter, run, error=died))
@@ -122,6 +133,19 @@ class Steps:
         self._kernel.point(points.STEP_CLAIMED)
         work = self._work(letter, run, step, row["step_input"])
         holding.working[run_id] = asyncio.create_task(work, name=f"{holding.key}:{step.name}")
+
+    async def resume_known(self) -> None:
+        """Go on with runs that were parked by a release which did not know their workflow."""
+        for run in list(self._holding.runs.values()):
+            if run.error != WorkflowUnknown.code:
+                continue
+            turn = self._holding.turn()
+            try:
+                turn.retry(run.id)
+            except (WorkflowUnknown, ValidationError):
+                continue  # not by this release either
+            log.info("run_resumed", workflow=run.kind, version=run.version, run_id=run.id)
+            await self._turns.commit(turn, None)
 
     async def _work(
         self, letter: Letter, run: Run, step: Step[Any, Any], raw: dict[str, Any]
@@ -182,6 +206,13 @@ class Steps:
             return
         self._doors.ring()
 
+    def _step(self, run: Run) -> Step[Any, Any] | None:
+        """Return the step at which a run stands; None when this release does not know it."""
+        try:
+            return self._holding.workflows.of(run).step_named(run.step)
+        except WorkflowUnknown:
+            return None
+
     async def _failed(self, outcome: Outcome) -> None:
         """Count a failed attempt: try later, or park the run and report (S28)."""
         holding, letter, error = self._holding, outcome.letter, outcome.error
@@ -189,26 +220,27 @@ class Steps:
         assert holding.actor is not None
         run = holding.runs[outcome.run.id]
         run.attempt = outcome.run.attempt
-        workflow = holding.workflows[run.kind]
-        step = workflow.step_named(run.step)
+        step = self._step(run)
         now = self._kernel.clock.now()
-        again = error.retryable and run.attempt < step.retry.max_attempts
+        again = bool(step and error.retryable and run.attempt < step.retry.max_attempts)
         turn = holding.turn()
         failure = Failure(
-            fingerprint=f"{run.kind}:{step.name}:{error.code}",
+            fingerprint=f"{run.kind}:{run.step}:{error.code}",
             code=error.code,
             message=error.message,
             hint=error.hint,
             entity=holding.key,
             workflow=run.kind,
-            step=step.name,
-            attempt=run.attempt,
+            step=run.step,
+            attempt=max(run.attempt, 1),
             will_retry=again,
         )
         run.reported = False  # what the hook ends has not been solved by that
         try:
-            hook = workflow.on_retry if again else workflow.on_error
-            hook(holding.actor.state, run, error, turn)
+            if step is not None:  # what nobody knows has no hook
+                workflow = holding.workflows.of(run)
+                hook = workflow.on_retry if again else workflow.on_error
+                hook(holding.actor.state, run, error, turn)
         except Exception:  # a bug of ours; the failure itself must be recorded all the same
             log.exception("error_hook_failed", workflow=run.kind)
             await holding.reload()
@@ -219,10 +251,11 @@ class Steps:
         over = run.id not in holding.runs
         moved = any(change.run is run for change in turn.effects.runs)
         run.parked = not again and not moved
+        run.error = error.code if run.parked else ""
         report(turn, failure, to_parent=not again)
         async with self._kernel.database.transaction() as transaction:
             await holding.fence(transaction)
-            if again:
+            if step is not None and again:
                 due = now + step.retry.delay(run.attempt)
                 await mailbox.delay(transaction, letter.id, run.attempt, due, problem(error))
             else:
@@ -239,7 +272,7 @@ class Steps:
         holding.working.pop(run.id, None)
         holding.troubled.add(run.kind)
         log.warning(
-            "step_undone", workflow=run.kind, failed=step.name, attempt=run.attempt,
+            "step_undone", workflow=run.kind, failed=failure.step, attempt=run.attempt,
             code=error.code, again=again,
         )  # fmt: skip
         self._turns.after(turn)

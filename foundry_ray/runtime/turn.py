@@ -24,7 +24,7 @@ from foundry_ray.core.messages import (
     Message,
 )
 from foundry_ray.runtime.tables import RtSecret
-from foundry_ray.runtime.workflow import Done, Go, Next, Run, Wait, Workflow
+from foundry_ray.runtime.workflow import Done, Go, Next, Run, Wait, Workflow, Workflows
 from foundry_ray.store.columns import StateRow
 
 
@@ -106,7 +106,7 @@ class Turn:
         *,
         sender: str = "",
         command_id: str | None = None,
-        workflows: dict[str, Workflow[Any]] | None = None,
+        workflows: Workflows | None = None,
         state: Any = None,
         runs: dict[str, Run] | None = None,
     ) -> None:
@@ -117,7 +117,7 @@ class Turn:
         self.effects = Effects()
         self.replied = False
         self._deferred = False
-        self._workflows = {} if workflows is None else workflows
+        self._workflows = Workflows(()) if workflows is None else workflows
         self._state = state
         self._runs = {} if runs is None else runs
 
@@ -216,24 +216,28 @@ class Turn:
     # -- runs ------------------------------------------------------------------------
 
     def start(self, kind: str, input: BaseModel, *, run_id: str | None = None) -> str:
-        """Start a run of the entity's workflow called *kind*; return the run's id."""
-        workflow = self._workflows[kind]
-        run = Run(run_id or new_id(), kind, input, "", 0)
+        """Start a run of the entity's newest workflow called *kind*; return the run's id."""
+        workflow = self._workflows.newest(kind)
+        run = Run(run_id or new_id(), kind, input, "", 0, version=workflow.version)
         self._runs[run.id] = run
         following = workflow.begin(self._state, run, self)
         self._change(run, workflow, following, created=True)
         return run.id
 
     def go(self, run_id: str, following: Next) -> None:
-        """Continue a run that waits, or a parked one: the step starts with fresh attempts."""
+        """Continue a run that waits, or a parked one: the step starts with fresh attempts.
+
+        Raises:
+            WorkflowUnknown: This release does not know the run's workflow.
+        """
         run = self._runs[run_id]
         run.attempt = 0
-        self._change(run, self._workflows[run.kind], following, created=False)
+        self._change(run, self._workflows.of(run), following, created=False)
 
     def retry(self, run_id: str) -> None:
         """Begin the step of a parked run again, with fresh attempts and the same input."""
         run = self._runs[run_id]
-        step = self._workflows[run.kind].step_named(run.step)
+        step = self._workflows.of(run).step_named(run.step)
         self.go(run_id, Go(step, step.input_type.model_validate(run.step_input)))
 
     def fail(self, run_id: str, error: FoundryError) -> None:
@@ -241,8 +245,8 @@ class Turn:
         run = self._runs.get(run_id)
         if run is None:
             return
-        run.parked, run.reported = True, False
-        workflow = self._workflows[run.kind]
+        run.parked, run.reported, run.error = True, False, error.code
+        workflow = self._workflows.of(run)
         failure = Failure(
             fingerprint=f"{run.kind}:{run.step}:{error.code}",
             code=error.code,
@@ -279,7 +283,7 @@ class Turn:
 
     def advance(self, run: Run, result: Any) -> None:
         """Let the workflow take a step's result; called by the kernel."""
-        workflow = self._workflows[run.kind]
+        workflow = self._workflows.of(run)
         run.attempt = 0
         following = workflow.next(self._state, run, result, self)
         if run.id not in self.effects.cancelled:
@@ -289,7 +293,7 @@ class Turn:
         if isinstance(following, Go):
             run.step = following.step.name
             run.step_input = following.input.model_dump(mode="json")
-        run.parked = False
+        run.parked, run.error = False, ""
         if isinstance(following, Done):
             self._runs.pop(run.id, None)
         self.effects.runs.append(RunChange(run, workflow, following, created))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, SecretStr
 
-from foundry_ray.core.errors import FoundryError
+from foundry_ray.core.errors import FoundryError, WorkflowUnknown
 from foundry_ray.core.messages import Message, Value
 from foundry_ray.core.retry import RetryPolicy
 
@@ -116,7 +116,13 @@ Next = Go | Wait | Done
 
 @dataclass
 class Run:
-    """What a workflow sees of its run."""
+    """What a workflow sees of its run.
+
+    Attributes:
+        input: As the workflow's ``input_type``; as stored if nobody here knows that.
+        error: Code of the error for which it is parked.
+        version: The workflow's, when the run began; it ends by the same one.
+    """
 
     id: str
     kind: str
@@ -126,6 +132,8 @@ class Run:
     reported: bool = False
     step_input: dict[str, Any] = field(default_factory=dict)
     parked: bool = False
+    error: str = ""
+    version: int = 1
 
 
 class Workflow(ABC, Generic[S]):
@@ -133,6 +141,10 @@ class Workflow(ABC, Generic[S]):
 
     Methods are pure: they decide, change the state they are given, and say what
     leaves by the turn; they do nothing outside.
+
+    Attributes:
+        version: Rises when a run that is under way could not go on by the new order; the
+            old class stays, besides the new one, until no run of it is left.
     """
 
     kind: ClassVar[str]
@@ -159,8 +171,49 @@ class Workflow(ABC, Generic[S]):
         """Show that an attempt failed and another one follows; by default nothing is shown."""
 
     def step_named(self, name: str) -> Step[Any, Any]:
-        """Return the step with this stored name."""
+        """Return the step with this stored name.
+
+        Raises:
+            WorkflowUnknown: No step of this workflow is called so.
+        """
         for known in self.steps:
             if known.name == name:
                 return known
-        raise LookupError(f"{self.kind} has no step {name!r}")
+        raise unknown(self.kind, self.version, name)
+
+
+def unknown(kind: str, version: int, step: str = "") -> WorkflowUnknown:
+    """Return the error that says that nobody here knows how a run goes on."""
+    what = f"version {version} of {kind}" + (f" with a step {step!r}" if step else "")
+    return WorkflowUnknown(
+        f"This release does not know {what}.",
+        hint="Run a release that knows it, then wake the actor.",
+        workflow=kind,
+        version=version,
+        step=step,
+    )
+
+
+class Workflows:
+    """The workflows of one kind of entity: the newest of each, and older versions.
+
+    A run goes on by the version with which it began, whatever release it meets.
+    """
+
+    def __init__(self, classes: Iterable[type[Workflow[Any]]]) -> None:
+        self._known = {(each.kind, each.version): each() for each in classes}
+
+    def newest(self, kind: str) -> Workflow[Any]:
+        """Return the workflow by which a new run of this kind begins."""
+        return self._known[max(known for known in self._known if known[0] == kind)]
+
+    def of(self, run: Run) -> Workflow[Any]:
+        """Return the workflow by which *run* goes on.
+
+        Raises:
+            WorkflowUnknown: This release does not know that version.
+        """
+        found = self._known.get((run.kind, run.version))
+        if found is None:
+            raise unknown(run.kind, run.version)
+        return found

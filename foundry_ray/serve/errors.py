@@ -45,6 +45,7 @@ STATUS = {
     "busy": 429,
     "rate_limited": 429,
     "internal": 500,
+    "workflow_unknown": 503,
     "sandbox_agent_missing": 502,
     "sandbox_start_failed": 502,
     "clone_failed": 502,

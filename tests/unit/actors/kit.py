@@ -12,7 +12,7 @@ from foundry_ray.core.errors import FoundryError
 from foundry_ray.core.messages import Message, Person
 from foundry_ray.runtime.actor import Actor
 from foundry_ray.runtime.turn import FeedItem, Turn
-from foundry_ray.runtime.workflow import Go, Run
+from foundry_ray.runtime.workflow import Go, Run, Workflows
 from foundry_ray.testing.clock import START
 
 NOW = START
@@ -26,7 +26,7 @@ class Scene:
 
     def __init__(self, actor_type: type[Actor[Any]], key: str, state: Any) -> None:
         self.actor = actor_type(key, state)
-        self.workflows = {workflow.kind: workflow() for workflow in actor_type.workflows}
+        self.workflows = Workflows(actor_type.workflows)
         self.runs: dict[str, Run] = {}
         self.turn = self._turn(None)
 

@@ -8,13 +8,23 @@ from typing import Any
 import pytest
 
 from foundry_ray.actors.repository.tables import RepositoryRef
-from foundry_ray.core.errors import NotFound, Unavailable, WrongState
+from foundry_ray.core.errors import NotFound, Unavailable, WorkflowUnknown, WrongState
 from foundry_ray.core.messages import ChildFailed, Failure, IssueReported, IssueResolved
 from foundry_ray.core.retry import RetryPolicy
 from foundry_ray.runtime.feed import Cursor
 from foundry_ray.runtime.refs import raise_stored, request_hash
 from foundry_ray.runtime.turn import Turn, problem
-from foundry_ray.runtime.workflow import Done, Go, Next, Nothing, Run, StepContext, Wait, Workflow
+from foundry_ray.runtime.workflow import (
+    Done,
+    Go,
+    Next,
+    Nothing,
+    Run,
+    StepContext,
+    Wait,
+    Workflow,
+    Workflows,
+)
 from foundry_ray.runtime.workflow import step as make_step
 from foundry_ray.testing.clock import START
 
@@ -49,7 +59,7 @@ class Two(Workflow[list[str]]):
 
 def a_turn(state: list[str] | None = None, **told: Any) -> Turn:
     said: list[str] = [] if state is None else state
-    return Turn(KEY, START, workflows={"two": Two()}, state=said, **told)
+    return Turn(KEY, START, workflows=Workflows((Two,)), state=said, **told)
 
 
 def a_row() -> RepositoryRef:
@@ -62,7 +72,7 @@ def test_a_step_knows_its_types_and_patience() -> None:
     assert (first.name, first.input_type, first.result_type) == ("first", Nothing, Nothing)
     assert (second.input_type, second.retry.max_attempts) == (Failure, 1)
     assert Two().step_named("second") is second
-    with pytest.raises(LookupError):
+    with pytest.raises(WorkflowUnknown):
         Two().step_named("third")
 
 
