@@ -43,7 +43,8 @@ def register(app: typer.Typer) -> None:
         from foundry_ray.cli.mail import ask, with_database
         from foundry_ray.core import keys
         from foundry_ray.core.errors import NotFound
-        from foundry_ray.core.messages import Message, Person
+        from foundry_ray.core.messages import Message
+        from foundry_ray.runtime.audit import OPERATOR
         from foundry_ray.store.engine import Database
 
         async def work(database: Database) -> int:
@@ -53,9 +54,9 @@ def register(app: typer.Typer) -> None:
             cleared = 0
             for root in sorted({issue["root"] for issue in found}):
                 command: Message = (
-                    ClearAppIssues(issue_id=issue_id)
+                    ClearAppIssues(by=OPERATOR, issue_id=issue_id)
                     if root == keys.APP
-                    else ClearIssues(by=Person(kind="system", login="operator"), issue_id=issue_id)
+                    else ClearIssues(by=OPERATOR, issue_id=issue_id)
                 )
                 cleared += (await ask(database, root, command))["cleared"]
             return cleared

@@ -87,7 +87,7 @@ def register(app: typer.Typer) -> None:
         """Delete a parked message for good; who sent it as a command gets the error `dropped`.
 
         Only parked messages: a step is never parked, its run is, and that belongs to its
-        task. The line printed is the only record; keep it.
+        task. The audit log keeps what was dropped, but not the message itself.
         """
         from foundry_ray.cli.mail import with_database
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from foundry_ray.core import keys
+from foundry_ray.core.errors import NotFound
 from foundry_ray.core.ids import new_id
-from foundry_ray.core.messages import Failure, IssueReported
+from foundry_ray.core.messages import Failure, IssueReported, Person
+from foundry_ray.runtime import audit
 from foundry_ray.runtime.tables import RtIssue
 from foundry_ray.runtime.turn import Turn
 from foundry_ray.store.engine import Transaction
@@ -94,10 +96,21 @@ class IssueBook:
         for old in resolved[:-RESOLVED_KEPT]:
             self._drop(old, turn)
 
-    def clear(self, issue_id: str | None, turn: Turn) -> list[RtIssue]:
-        """Forget one issue, or all (S30); return what was forgotten."""
+    def clear(self, issue_id: str | None, by: Person, turn: Turn) -> list[RtIssue]:
+        """Forget one issue, or all, and keep in the audit log who did it (S30).
+
+        Returns:
+            What was forgotten.
+
+        Raises:
+            NotFound: There is no such issue.
+        """
         cleared = [i for i in self.issues.values() if issue_id in (None, i.id)]
+        if issue_id is not None and not cleared:
+            raise NotFound("There is no such runtime issue.")
         for issue in cleared:
+            data = {"id": issue.id, "code": issue.code, "count": issue.count}
+            turn.insert(audit.entry(turn.key, by, "issue_cleared", data, turn.now))
             self._drop(issue, turn)
         return cleared
 

@@ -13,6 +13,7 @@ from foundry_ray.core import keys
 from foundry_ray.core.errors import Dropped
 from foundry_ray.core.messages import IssueResolved, Lane, Message
 from foundry_ray.core.retry import RetryPolicy
+from foundry_ray.runtime.audit import OPERATOR, entry
 from foundry_ray.runtime.turn import problem
 from foundry_ray.store.engine import Transaction
 
@@ -224,9 +225,8 @@ async def failing(transaction: Transaction, target: str, kind: str) -> bool:
 # -- what an operator does ---------------------------------------------------------
 #
 # No turn ever touches a parked row, and each change says that the row must be parked:
-# so nothing here races a turn, and of two operators one finds nothing to do.
-
-OPERATOR = "operator"  # the sender of what an operator's command says to entities
+# so nothing here races a turn, and of two operators one finds nothing to do. The audit log
+# of the tree says in the same commit what was done.
 
 
 async def listed(
@@ -274,7 +274,7 @@ async def retry(
     Returns:
         What is due again: id, target, kind, sender.
     """
-    return await transaction.fetch(
+    again = await transaction.fetch(
         "WITH again AS (UPDATE rt_mailbox SET parked_at = NULL, attempts = 0, due_at = %(now)s"
         " WHERE parked_at IS NOT NULL AND (%(id)s::bigint IS NULL OR id = %(id)s)"
         " RETURNING id, target, kind, sender, reply_to),"
@@ -283,6 +283,10 @@ async def retry(
         " SELECT id, target, kind, sender FROM again ORDER BY id",
         {"id": letter_id, "now": now},
     )
+    await transaction.insert(
+        [entry(row["target"], OPERATOR, "message_retried", dict(row), now) for row in again]
+    )
+    return again
 
 
 async def drop(transaction: Transaction, letter_id: int, now: datetime) -> dict[str, Any] | None:
@@ -303,6 +307,9 @@ async def drop(transaction: Transaction, letter_id: int, now: datetime) -> dict[
     if row is None:
         return None
     target, kind = row["target"], row["kind"]
+    kept = {name: row[name] for name in ("id", "target", "kind", "sender", "attempts")}
+    kept["code"] = row["error"]["code"] if row["error"] else None
+    await transaction.insert([entry(target, OPERATOR, "message_dropped", kept, now)])
     reply = {"status": 0, "body": problem(Dropped(target=target, message_kind=kind))}
     await transaction.execute(
         "UPDATE rt_inbox_seen SET reply = %s, replied_at = %s"
@@ -311,5 +318,5 @@ async def drop(transaction: Transaction, letter_id: int, now: datetime) -> dict[
     )
     if not await failing(transaction, target, kind):
         solved = IssueResolved(entity=target, workflow=kind)
-        await put(transaction, keys.root_of(target), solved, sender=OPERATOR, now=now)
+        await put(transaction, keys.root_of(target), solved, sender=OPERATOR.login, now=now)
     return row

@@ -190,6 +190,24 @@ class RtCluster(SQLModel, table=True):
     lease_until: datetime = instant()
 
 
+class RtAudit(SQLModel, table=True):
+    """What a person did in one tree outside its everyday work: append-only.
+
+    Attributes:
+        actor_key: The root of the tree.
+        by: Who: kind, id and login.
+    """
+
+    __tablename__ = "rt_audit"
+
+    actor_key: str = Field(primary_key=True, sa_type=Text)
+    id: str = Field(primary_key=True, sa_type=Text)
+    at: datetime = instant()
+    by: dict[str, Any] = json_field()
+    what: str = Field(sa_type=Text)
+    data: dict[str, Any] = json_field()
+
+
 class RtIssue(StateRow, table=True):
     """One incident.
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from foundry_ray.core.facts import AccountFacts, ConnectedAccount
-from foundry_ray.core.messages import Command, Event
+from foundry_ray.core.messages import Command, Event, Person
 
 
 class BeginSignIn(Command):
@@ -88,4 +88,5 @@ class ClearAppIssues(Command):
     """Clear one runtime issue of the application, or all (S30)."""
 
     kind: Literal["app_shell.clear_issues"] = "app_shell.clear_issues"
+    by: Person
     issue_id: str | None = None

@@ -18,15 +18,12 @@ from foundry_ray.actors.organization.messages import (
 )
 from foundry_ray.actors.organization.tables import (
     Organization,
-    OrganizationAudit,
     OrganizationRepository,
     OrganizationState,
     OrganizationTask,
 )
 from foundry_ray.core import keys, topics
-from foundry_ray.core.errors import NotFound
-from foundry_ray.core.ids import new_id
-from foundry_ray.core.messages import IssueReported, IssueResolved, Person
+from foundry_ray.core.messages import IssueReported, IssueResolved
 from foundry_ray.runtime.actor import Actor, handles
 from foundry_ray.runtime.turn import Turn
 from foundry_ray.store.engine import Transaction
@@ -38,7 +35,7 @@ class OrganizationActor(Actor[OrganizationState]):
     actor_type = "organization"
     idle_after = timedelta(minutes=30)
     supervises = True
-    tables = (Organization, OrganizationRepository, OrganizationTask, OrganizationAudit)
+    tables = (Organization, OrganizationRepository, OrganizationTask)
 
     @classmethod
     async def load(cls, transaction: Transaction, key: str) -> OrganizationState:
@@ -134,23 +131,15 @@ class OrganizationActor(Actor[OrganizationState]):
     @handles
     def clear_issues(self, command: ClearIssues, turn: Turn) -> dict[str, Any]:
         """Clear one issue or all; audit and histories say who did it (S30)."""
-        cleared = self.state.issues.clear(command.issue_id, turn)
-        if command.issue_id is not None and not cleared:
-            raise NotFound("There is no such runtime issue.")
+        cleared = self.state.issues.clear(command.issue_id, command.by, turn)
         for issue in cleared:
-            self._audit(command.by, "issue_cleared", {"code": issue.code, "id": issue.id}, turn)
-            for who in issue.affected.values():
-                task = self.state.tasks.get(who["id"])
-                if task is None:
-                    continue
+            for repository_id, task_id in self.state.places_of(issue):
                 turn.tell(
-                    keys.history(
-                        keys.repository(keys.organization_id(self.key), task.repository_id)
-                    ),
+                    keys.history(keys.repository(keys.organization_id(self.key), repository_id)),
                     RecordEvent(
                         actor=command.by,
                         what="issue_cleared",
-                        task_id=task.task_id,
+                        task_id=task_id,
                         summary=f"cleared runtime issue {issue.code}",
                         data={"issue": issue.id},
                     ),
@@ -170,16 +159,4 @@ class OrganizationActor(Actor[OrganizationState]):
             row.id,
             row.revision,
             {"status": "error" if count else "healthy", "error_count": count},
-        )
-
-    def _audit(self, by: Person, what: str, data: dict[str, Any], turn: Turn) -> None:
-        turn.insert(
-            OrganizationAudit(
-                actor_key=self.key,
-                id=new_id(),
-                at=turn.now,
-                by=by.model_dump(mode="json", include={"kind", "id", "login"}),
-                what=what,
-                data=data,
-            )
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
 from foundry_ray.core import keys, topics
 from foundry_ray.runtime.issues import IssueBook
-from foundry_ray.store.columns import StateRow, instant, json_field
+from foundry_ray.runtime.tables import RtIssue
+from foundry_ray.store.columns import StateRow, json_field
 from foundry_ray.store.engine import Transaction
 
 
@@ -45,19 +45,6 @@ class OrganizationTask(StateRow, table=True):
     repository_id: str
     title: str
     sandbox_key: str
-
-
-class OrganizationAudit(SQLModel, table=True):
-    """Who did what to access, members and issues: append-only."""
-
-    __tablename__ = "organization_audit"
-
-    actor_key: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
-    at: datetime = instant()
-    by: dict[str, Any] = json_field()
-    what: str
-    data: dict[str, Any] = json_field()
 
 
 @dataclass
@@ -97,3 +84,13 @@ class OrganizationState:
         if "repo" in parts and (known := self.repositories.get(parts[3])):
             return {"kind": "repository", "id": known.repository_id, "title": known.full_name}
         return {"kind": keys.kind_of(entity), "id": entity, "title": entity}
+
+    def places_of(self, issue: RtIssue) -> list[tuple[str, str | None]]:
+        """Return whom an issue affects in repositories: ids of repository and task."""
+        places: dict[tuple[str, str | None], None] = {}
+        for who in issue.affected.values():
+            if who["kind"] == "task" and (task := self.tasks.get(who["id"])):
+                places[(task.repository_id, task.task_id)] = None
+            elif who["kind"] == "repository":
+                places[(who["id"], None)] = None
+        return list(places)

@@ -177,16 +177,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("actor_key"),
     )
     op.create_table(
-        "organization_audit",
-        sa.Column("actor_key", sa.String(), nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("by", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
-        sa.Column("what", sa.String(), nullable=False),
-        sa.Column("data", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
-        sa.PrimaryKeyConstraint("actor_key", "id"),
-    )
-    op.create_table(
         "organization_repository",
         sa.Column("actor_key", sa.Text(), nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
@@ -249,6 +239,16 @@ def upgrade() -> None:
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("view", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("summary", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.PrimaryKeyConstraint("actor_key", "id"),
+    )
+    op.create_table(
+        "rt_audit",
+        sa.Column("actor_key", sa.Text(), nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("by", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("what", sa.Text(), nullable=False),
+        sa.Column("data", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.PrimaryKeyConstraint("actor_key", "id"),
     )
     op.create_table(
@@ -611,13 +611,13 @@ def downgrade() -> None:
     op.drop_table("rt_feed")
     op.drop_table("rt_entity")
     op.drop_table("rt_cluster")
+    op.drop_table("rt_audit")
     op.drop_table("repository_task")
     op.drop_table("repository_ref")
     op.drop_table("repository")
     op.drop_index(op.f("ix_organization_task_task_id"), table_name="organization_task")
     op.drop_table("organization_task")
     op.drop_table("organization_repository")
-    op.drop_table("organization_audit")
     op.drop_table("organization")
     op.drop_index(op.f("ix_history_event_task_id"), table_name="history_event")
     op.drop_table("history_event")

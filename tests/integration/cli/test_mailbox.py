@@ -12,7 +12,7 @@ import pytest
 from foundry_ray.core.errors import Dropped, Internal, InvalidInput, NotFound, WrongState
 from foundry_ray.runtime import mailbox
 from tests.integration.cli.conftest import Operator
-from tests.integration.runtime.kit import A, B, Begin, Do, Remind, World
+from tests.integration.runtime.kit import ROOT, A, B, Begin, Do, Remind, World
 
 
 async def park(toys: World) -> None:
@@ -26,6 +26,12 @@ async def park(toys: World) -> None:
 async def only_id(toys: World) -> str:
     [row] = await toys.rows("SELECT id FROM rt_mailbox")
     return str(row["id"])
+
+
+async def audited(toys: World) -> list[tuple[str, str, dict[str, Any]]]:
+    rows = await toys.rows("SELECT * FROM rt_audit ORDER BY id")
+    assert {row["actor_key"] for row in rows} <= {ROOT}
+    return [(row["what"], row["by"]["login"], row["data"]) for row in rows]
 
 
 async def open_issues(toys: World) -> int:
@@ -55,6 +61,8 @@ async def test_a_parked_message_is_listed_retried_and_applied_once(
     assert "out of order" in said
     [row] = await toys.pending(A)
     assert row["attempts"] == 0
+    about = {"id": item["id"], "target": A, "kind": "runtime.toy_do", "sender": "x"}
+    assert await audited(toys) == [("message_retried", "operator", about)]
     await toys.quiet()
 
     assert await toys.words(A) == ["later", "bad"]
@@ -133,6 +141,10 @@ async def test_a_dropped_command_is_answered_with_an_error_and_never_done(
     said = await foundry("mailbox", "drop", parked, "--yes")
 
     assert f"dropped message {parked}, runtime.toy_do from client/s to {A}, after 5" in said
+    [(what, who, about)] = await audited(toys)
+    assert (what, who) == ("message_dropped", "operator")
+    assert about["target"] == A
+    assert (about["id"], about["attempts"], about["code"]) == (int(parked), 5, "internal")
     with pytest.raises(Dropped) as dropped:
         await toys.client.look(answer.command_id)
     assert dropped.value.context == {"target": A, "message_kind": "runtime.toy_do"}

@@ -47,7 +47,6 @@ from foundry_ray.actors.organization.messages import (
 )
 from foundry_ray.actors.organization.tables import (
     Organization,
-    OrganizationAudit,
     OrganizationRepository,
     OrganizationTask,
 )
@@ -57,7 +56,7 @@ from foundry_ray.actors.user_github_data.tables import UserGitHubData
 from foundry_ray.core.facts import ConnectedAccount
 from foundry_ray.core.messages import IssueReported, IssueResolved
 from foundry_ray.core.secrets import fingerprint
-from foundry_ray.runtime.tables import RtIssue
+from foundry_ray.runtime.tables import RtAudit, RtIssue
 from foundry_ray.testing.clock import START
 from tests.integration.every_message.kit import (
     ACME,
@@ -181,8 +180,9 @@ APP_CASES = (
     ),
     Case(
         "app_shell",
-        ClearAppIssues(issue_id="i1"),
+        ClearAppIssues(by=ADA, issue_id="i1"),
         (
+            row(RtAudit, actor_key=APP, what="issue_cleared", by={"login": "ada"}),
             gone(RtIssue, actor_key=APP, id="i1"),
             withdrawn("app", "runtime_issue", "i1"),
             replied(body={"cleared": 1}),
@@ -253,7 +253,7 @@ ORGANIZATION_CASES = (
         ClearIssues(by=ADA, issue_id="i1"),
         (
             gone(RtIssue, actor_key=ORG, id="i1"),
-            row(OrganizationAudit, what="issue_cleared", by={"login": "ada"}),
+            row(RtAudit, actor_key=ORG, what="issue_cleared", by={"login": "ada"}),
             mail(HISTORY, RecordEvent, what="issue_cleared", task_id="t1"),
             withdrawn("organization:500", "runtime_issue", "i1"),
             feed("organization:500", "runtime", status="healthy"),

@@ -167,6 +167,22 @@ def test_clearing_is_audited_and_told_to_the_history_of_each_task() -> None:
         pass
 
 
+def test_clearing_is_told_once_to_each_history_that_it_concerns() -> None:
+    scene = an_organization(
+        failed(),
+        failed(keys.session(TASK, "s1")),
+        failed(SANDBOX),
+        failed(REPOSITORY),
+        failed(keys.github(1)),
+    )
+
+    turn = scene.when(ClearIssues(by=ANN))
+
+    assert [target for target, _ in told(turn)] == [keys.history(REPOSITORY)] * 2
+    events = [message for _, message in told(turn) if isinstance(message, RecordEvent)]
+    assert [event.task_id for event in events] == ["t1", None]
+
+
 def test_an_organization_connects_its_mirror_and_keeps_its_index() -> None:
     scene = an_organization()
     turn = scene.when(ConnectOrganization(account=ACCOUNT, installation_id="9"))
@@ -289,10 +305,10 @@ def test_the_application_keeps_the_issues_below_it() -> None:
     scene = an_application(failed(keys.APP_GITHUB), failed(keys.user(7)))
 
     assert len(scene.state.issues.issues) == 1
-    assert reply(scene.when(ClearAppIssues())) == {"cleared": 1}
+    assert reply(scene.when(ClearAppIssues(by=ANN))) == {"cleared": 1}
     scene.when(failed(keys.user(7)), IssueResolved(entity=keys.user(7), workflow="w"))
     assert scene.state.issues.open_count() == 0
-    with scene.refuses(NotFound, ClearAppIssues(issue_id="unknown")):
+    with scene.refuses(NotFound, ClearAppIssues(by=ANN, issue_id="unknown")):
         pass
 
 
