@@ -32,6 +32,10 @@ log = get_logger("runtime")
 STORE_PATIENCE = timedelta(seconds=0.5)
 # How long an activation waits for its cluster's turn; ``app`` waits for ever.
 LEASE_PATIENCE = timedelta(seconds=15)
+# How long a drain waits for steps; what takes longer is done again by whoever comes next.
+DRAIN_PATIENCE = timedelta(seconds=2)
+# How often a successor looks whether a process that was stopped is gone at last.
+PREDECESSOR_PERIOD = timedelta(seconds=0.5)
 
 
 class Activation:
@@ -85,8 +89,8 @@ class Activation:
         return await self.doors.hand(message)
 
     def drain(self) -> None:
-        """Finish the turn, release, end."""
-        self.doors.drain()
+        """Finish the turn, and the steps that take a moment; release, end."""
+        self.doors.drain(self.kernel.clock.now() + DRAIN_PATIENCE)
 
     def make_room(self) -> None:
         """Leave to somebody who waits for a place; but not while a step is under way."""
@@ -153,9 +157,11 @@ class Activation:
         if doors.handed:
             await self.turns.take(doors.handed.popleft())
             return False
-        if doors.draining and not self.holding.working:
-            return await self._release()
         now = self.kernel.clock.now()
+        if doors.leave_by and (not self.holding.working or now >= doors.leave_by):
+            await steps.give_up()
+            return await self._release()
+        await self.holding.inherit_late()
         choice = await self.choose(now)
         if not doors.draining:
             for letter in choice.steps:
@@ -165,7 +171,9 @@ class Activation:
                 return False
         idle = self.actor_class.idle_after
         patience = idle * self.kernel.idle_factor if idle is not None else timedelta(hours=1)
-        until = choice.look_again
+        until = doors.leave_by or choice.look_again
+        if until is not None and self.holding.waits_for_predecessor:
+            until = min(until, now + PREDECESSOR_PERIOD)
         wait = patience if until is None else min(patience, max(until - now, timedelta(0)))
         if await doors.nap(wait) or self.holding.working or idle is None:
             return False
@@ -192,7 +200,7 @@ class Activation:
         doors = self.doors
         if not await self.holding.release(at_once=doors.draining):
             return False
-        if doors.handed or (doors.rung.is_set() and not doors.draining):
+        if (doors.handed or doors.rung.is_set()) and not doors.draining:
             self.holding.forget()  # somebody came meanwhile; it is activated anew
             return False
         log.info("passivated", epoch=self.epoch)

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from foundry_ray.core.messages import Message
@@ -31,7 +31,7 @@ class Doors:
         activated: Set when the entity's state is loaded for the first time.
         ended: Set when the activation is over; nothing that comes now is heard.
         rung: Set by whoever wants the loop to look.
-        draining: Finish the turn, release, end.
+        leave_by: Since it is to end: until when steps may take; None before that.
         handed: Messages handed over directly, in order.
     """
 
@@ -41,7 +41,7 @@ class Doors:
         self.activated = asyncio.Event()
         self.ended = asyncio.Event()
         self.rung = asyncio.Event()
-        self.draining = False
+        self.leave_by: datetime | None = None
         self.handed: deque[Handed] = deque()
         self._waiters: dict[str, list[asyncio.Event]] = {}
 
@@ -51,10 +51,15 @@ class Doors:
         """Let the loop look into the mailbox soon."""
         self.rung.set()
 
-    def drain(self) -> None:
-        """Let the activation finish its turn, release and end."""
-        self.draining = True
+    def drain(self, leave_by: datetime) -> None:
+        """Let the activation finish its turn, release and end; steps have until then."""
+        self.leave_by = self.leave_by or leave_by
         self.ring()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the activation is to finish its turn, release and end."""
+        return self.leave_by is not None
 
     async def hand(self, message: Message) -> Any:
         """Hand *message* over and return the answer of its turn."""

@@ -50,6 +50,7 @@ class Holding:
         self.runs: dict[str, Run] = {}
         self.working: dict[str, asyncio.Task[None]] = {}
         self.held: dict[str, datetime] = {}
+        self._predecessor: dict[str, Any] | None = None  # may still work on what is held
         self.troubled: set[str] = set()
         self.careful = False
         self.undone = False
@@ -116,13 +117,38 @@ class Holding:
         """Take over what the activation before this one left."""
         if before["host"] is not None and self.epoch == 0:
             self.careful = True  # it did not release: it died
+        self._predecessor = None if gone else before
         if gone:
-            # Its claims are free; those of activations before it keep their deadlines.
-            await transaction.execute(
-                "UPDATE rt_run SET claimed_epoch = NULL, deadline = NULL, state = 'pending'"
-                " WHERE entity_key = %s AND claimed_epoch = %s",
-                (self.key, before["epoch"]),
-            )
+            await self._free_claims(transaction, before["epoch"])
+
+    @property
+    def waits_for_predecessor(self) -> bool:
+        """Whether the end of the process before this one would free a run."""
+        return bool(self.held) and self._predecessor is not None
+
+    async def inherit_late(self) -> None:
+        """Take over from a process that was only stopped when this began, and is gone by now."""
+        before = self._predecessor
+        if before is None or not self.held or not host.proven_gone(before["host"]):
+            return
+        async with self.kernel.database.transaction() as transaction:
+            await self.fence(transaction)
+            freed = await self._free_claims(transaction, before["epoch"])
+        for run_id in freed:
+            self.held.pop(run_id, None)
+        self._predecessor = None
+
+    async def _free_claims(self, transaction: Transaction, epoch: int) -> list[str]:
+        """Free the runs that an activation had claimed which is gone; return their ids.
+
+        What activations before that one had claimed keeps its deadlines.
+        """
+        rows = await transaction.fetch(
+            "UPDATE rt_run SET claimed_epoch = NULL, deadline = NULL, state = 'pending'"
+            " WHERE entity_key = %s AND claimed_epoch = %s RETURNING id",
+            (self.key, epoch),
+        )
+        return [row["id"] for row in rows]
 
     async def fence(self, transaction: Transaction) -> None:
         """Lock the entity's row for a commit of ours; Fenced when it is ours no more."""

@@ -35,6 +35,8 @@ from foundry_ray.store.engine import StoreUnavailable
 
 log = get_logger("runtime")
 
+GIVING_UP = 0.5  # seconds in which a step that is given up may clean up
+
 
 @dataclass
 class Outcome:
@@ -97,6 +99,13 @@ class Steps:
             task.cancel()
         self._holding.working.clear()
         self.outcomes.clear()
+
+    async def give_up(self) -> None:
+        """Stop all work and see it stopped; the next activation does it again."""
+        stopped = list(self._holding.working.values())
+        self.stop()
+        if stopped:
+            await asyncio.wait(stopped, timeout=GIVING_UP)
 
     async def begin(self, letter: Letter) -> None:
         """Claim the step (a fenced commit), then work on it beside the turns."""

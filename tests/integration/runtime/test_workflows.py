@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from foundry_ray.core.errors import InvalidInput, Unavailable
-from foundry_ray.runtime.activation import Activation
+from foundry_ray.runtime import host
+from foundry_ray.runtime.activation import DRAIN_PATIENCE, Activation
 from tests.helpers import eventually
 from tests.integration.runtime.kit import (
     ROOT,
@@ -334,6 +337,25 @@ async def test_a_step_that_may_still_run_waits_for_its_deadline(
         assert heir.outside.calls == ["one", "one", "two", "three"]
 
 
+async def test_a_step_of_a_stopped_process_runs_again_when_that_process_dies(
+    toys: World, database_url: str
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stopped:
+        where = host.HostIdentity(host.node(), stopped.pid, host.started(stopped.pid) or 0)
+        await begin_and_leave(toys, Jsonb(where.as_json()))
+        gate = toys.outside.gates.pop("one")
+        async with world(database_url, toys.clock) as heir:
+            assert await heir.ask(A, Do(word="meanwhile")) == {"count": 1}
+            assert heir.outside.calls == ["one"]
+
+            gate.set()  # the old activation gets its result, which counts no more
+            stopped.kill()
+            stopped.wait()
+
+            await eventually(lambda: _has(heir, ["meanwhile", *DONE]))
+            assert heir.outside.calls == ["one", "one", "two", "three"]
+
+
 async def test_what_an_older_activation_claimed_waits_though_the_last_one_is_gone(
     toys: World,
 ) -> None:
@@ -369,19 +391,40 @@ async def test_a_step_whose_process_dies_each_time_is_parked(toys: World) -> Non
 
 
 async def test_a_drain_waits_for_steps_and_keeps_their_results(toys: World) -> None:
-    gate = toys.outside.gates["two"] = asyncio.Event()
+    toys.outside.gates["two"] = asyncio.Event()
     await toys.tell(A, Begin())
     await eventually(lambda: toys.outside.calls == ["one", "two"])
     activation, task = toys.host._live[A]
 
     activation.drain()
-    gate.set()
+    toys.outside.gates.pop("two").set()
     await task
 
     assert await toys.words(A) == DONE[:2]
     [entity] = await toys.rows("SELECT host FROM rt_entity WHERE key = %s", A)
     assert entity["host"] is None
     await toys.quiet()
+    assert await toys.words(A) == DONE
+
+
+async def test_a_drain_gives_up_a_step_that_takes_long_and_the_next_activation_does_it(
+    toys: World,
+) -> None:
+    toys.outside.gates["two"] = asyncio.Event()
+    await toys.tell(A, Begin())
+    await eventually(lambda: toys.outside.calls == ["one", "two"])
+    activation, task = toys.host._live[A]
+
+    activation.drain()
+    toys.fake.advance(DRAIN_PATIENCE)
+    activation.ring()
+    await task
+
+    [entity] = await toys.rows("SELECT host FROM rt_entity WHERE key = %s", A)
+    assert entity["host"] is None
+    toys.outside.gates.pop("two").set()
+    await toys.quiet()
+    assert toys.outside.calls == ["one", "two", "two", "three"]
     assert await toys.words(A) == DONE
 
 
