@@ -34,6 +34,8 @@ NAMESPACE = "foundry"
 STARTS_AT_ONCE = 4  # per process; more only make each other slow
 # Seconds after which a start, or a ring that is not answered, means a process that is blocked.
 START_PATIENCE = 60.0
+RING_PATIENCE = 10.0  # the same for one that has answered before: it needs no start
+HAND_PATIENCE = 2.0  # seconds after which whoever was handed something is asked for a sign of life
 LOOK_AGAIN = 0.1  # seconds, while others start or must leave first
 LONGEST_BACKOFF = 30.0
 RINGS_OF_A_FAILURE = 3
@@ -86,6 +88,7 @@ class _Known:
     Attributes:
         starting: When this process began to start it; 0 when it does not.
         ringing: When the oldest ring was given that is not answered; 0 when there is none.
+        answered: It has answered this process.
         again: It was rung while it started.
         failures: Starts that failed one after the other.
         not_before: When the next start may be tried.
@@ -94,6 +97,7 @@ class _Known:
     handle: Any = None
     starting: float = 0.0
     ringing: float = 0.0
+    answered: bool = False
     again: bool = False
     failures: int = 0
     not_before: float = 0.0
@@ -166,7 +170,13 @@ class Directory:
             FoundryError: The entity refused it.
         """
         body = message.model_dump(mode="json")
-        answer = await self._call(key, "hand", message.kind, body)
+        call = asyncio.create_task(self._call(key, "hand", message.kind, body))
+        try:
+            while not (await asyncio.wait({call}, timeout=HAND_PATIENCE))[0]:
+                self.ring(key)  # a turn may wait for the database; a stopped process is ended
+            answer = await call
+        finally:
+            call.cancel()
         if isinstance(answer, str):
             raise Unavailable(key=key)
         if answer["error"] is not None:
@@ -249,7 +259,8 @@ class Directory:
                     getattr(handle, job.method).remote()
                 return
             since = known.starting or known.ringing
-            if since and now - since > START_PATIENCE:
+            awake = known.answered and not known.starting
+            if since and now - since > (RING_PATIENCE if awake else START_PATIENCE):
                 log.warning("actor_stuck", key=job.key)
                 self._end(known, job.key)
                 known = self._known[job.key] = _Known()
@@ -385,8 +396,9 @@ class Directory:
         job, error = outcome.job, outcome.error
         known = self._known.setdefault(job.key, _Known())
         lost = error is not None or outcome.answer in (ENDED, FAILED)
-        if lost and known.handle is job.handle:
-            known.handle = None
+        if known.handle is job.handle:
+            known.answered = not lost
+            known.handle = None if lost else known.handle
         if error is not None and not isinstance(error, ActorDiedError):
             log.warning("call_failed", key=job.key, method=job.method, error=repr(error)[:500])
         if job.method == "ring":

@@ -16,6 +16,7 @@ from foundry_ray.actors.app_shell.messages import BeginSignIn
 from foundry_ray.actors.history.messages import RecordEvent
 from foundry_ray.core import keys, settings
 from foundry_ray.core.clock import SystemClock
+from foundry_ray.core.errors import Unavailable
 from foundry_ray.core.messages import Message, Person
 from foundry_ray.runtime import mailbox
 from foundry_ray.runtime.local import LocalHost
@@ -156,6 +157,34 @@ async def test_a_sleeping_process_that_was_replaced_cannot_commit(office: Office
     assert new["epoch"] == old["epoch"] + 2
     await eventually(lambda: not runs(old["pid"]))
     assert await office.summaries(key) == ["before", "meanwhile", "afterwards"]
+
+
+async def test_who_hands_over_to_a_stopped_process_is_not_kept_waiting(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from foundry_ray.cluster import directory
+
+    key = "org/1/repo/7/history"
+    monkeypatch.setattr(directory, "HAND_PATIENCE", 0.1)
+    monkeypatch.setattr(directory, "RING_PATIENCE", 0.5)
+    await office.ask(keys.APP, BeginSignIn(state_hash="5", return_to="/"))
+    await office.ask(key, record("before"))  # it has answered, so it does not start any more
+    stopped = await office.health(key)
+    os.kill(stopped["pid"], signal.SIGSTOP)
+
+    with pytest.raises(Unavailable):
+        await office.directory.hand(key, record("into the void"))
+
+    async def handed() -> bool:
+        try:
+            await office.directory.hand(key, record("handed"))
+        except Unavailable as trouble:
+            raise AssertionError("hand it over again") from trouble
+        return True
+
+    await eventually(handed, timeout=20)
+    assert (await office.health(key))["epoch"] == stopped["epoch"] + 1
+    assert await office.summaries(key) == ["before", "handed"]
 
 
 async def test_supervisors_find_due_mail_that_nobody_rang_for_and_end_who_does_not_move(
