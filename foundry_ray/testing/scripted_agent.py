@@ -5,6 +5,7 @@ Run as ``python -m foundry_ray.testing.scripted_agent``. Lines of a prompt:
 ===================  =========================================================
 ``say TEXT``         a message
 ``stream N MS``      N message chunks, MS milliseconds apart
+``stream N MS PATH`` the same; fewer, once there is a file at PATH
 ``tool NAME``        a tool call that starts and completes
 ``write PATH TEXT``  writes a file of the work tree
 ``run ARGV...``      runs a command in the work tree and tells its output
@@ -130,8 +131,10 @@ class ScriptedAgent:
                 case "say":
                     await self._say(session_id, rest)
                 case "stream":
-                    count, pause = rest.split()
+                    count, pause, *until = rest.split()
                     for number in range(int(count)):
+                        if until and (cwd / until[0]).exists():
+                            break
                         await self._say(session_id, f"chunk {number}\n")
                         await asyncio.sleep(float(pause) / 1000)
                 case "tool":

@@ -67,15 +67,20 @@ class Foundry:
         """Return the settings as Foundry reads them."""
         return settings_module.load(self.data_dir, self.environment)
 
-    def ray(self, *words: str) -> str:
-        """Run Ray's own command line against this Foundry's Ray."""
+    @property
+    def ray_environment(self) -> dict[str, str]:
+        """Return the environment of a driver or command on this Foundry's Ray."""
         environment = dict(self.environment)
         for line in (self.data_dir / "run" / "ray.env").read_text().splitlines():
             name, _, value = line.removeprefix("export ").partition("=")
             environment[name] = value.strip("'\"")
+        return environment
+
+    def ray(self, *words: str) -> str:
+        """Run Ray's own command line against this Foundry's Ray."""
         done = subprocess.run(
             [str(Path(sys.executable).with_name("ray")), *words],
-            env=environment,
+            env=self.ray_environment,
             capture_output=True,
             text=True,
             check=False,
