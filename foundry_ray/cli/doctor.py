@@ -14,14 +14,17 @@ from pathlib import Path
 import typer
 from pydantic import BaseModel, ConfigDict
 
+from foundry_ray.cli import disks
 from foundry_ray.cli.output import Config, DataDir, Json, say, say_json
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import is_free
 from foundry_ray.cli.processes import NodeFile
+from foundry_ray.core import disk
 from foundry_ray.core import settings as settings_module
 from foundry_ray.core.errors import FoundryError
 from foundry_ray.core.settings import Explained, Settings
 
+LEAST_MIB = 500  # of free disk space, for a start and some days of work
 RAY_VERSION = "2.60.0"  # the one whose ports docs/adr/0010-loopback-only.md closed
 TRUST = (
     "Sandboxes of the provider `local` run as the user who runs Foundry: they separate work, not "
@@ -86,6 +89,7 @@ def diagnose(data_dir: Path | None, config: Path | None) -> Diagnosis:
         _sandbox_agent,
         _postgres,
         _data_dir,
+        _disks,
         _port,
         _shared_memory,
         _github,
@@ -182,15 +186,24 @@ def _data_dir(settings: Settings) -> Check:
     path = settings.data_dir
     seen = path.stat()
     mode = stat.S_IMODE(seen.st_mode)
-    free = shutil.disk_usage(path).free // 2**20
-    detail = f"{path}, mode {mode:04o}, {free:,} MiB free"
+    detail = f"{path}, mode {mode:04o}"
     if seen.st_uid != os.geteuid():
         hint = "run Foundry as its owner, or choose another with --data-dir"
         return Check(name="data directory", ok=False, detail=f"{detail}, not ours", hint=hint)
     if mode & 0o077:
         hint = f"others can look into it: chmod 700 {path}"
         return Check(name="data directory", ok=False, needed=False, detail=detail, hint=hint)
-    return Check(name="data directory", ok=free > 500, detail=detail, hint="free some disk space")
+    return Check(name="data directory", ok=True, detail=detail)
+
+
+def _disks(settings: Settings) -> Check:
+    found = disks.look(settings)
+    return Check(
+        name="disk space",
+        ok=all(one.free_mib >= LEAST_MIB for one in found),
+        detail=", ".join(f"{one.free_mib:,} MiB free at {one.path}" for one in found),
+        hint=disk.NEXT_STEP,
+    )
 
 
 def _port(settings: Settings) -> Check:

@@ -20,7 +20,7 @@ from types import FrameType
 
 import psycopg
 
-from foundry_ray.cli import drain
+from foundry_ray.cli import disks, drain
 from foundry_ray.cli.leftovers import Report, end_leftovers, end_sandboxes
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import is_free
@@ -36,6 +36,7 @@ from foundry_ray.cli.processes import (
     this_process,
 )
 from foundry_ray.cli.services import Forge, Launcher, Postgres, Ray, Service, ask, edge_url
+from foundry_ray.core import disk
 from foundry_ray.core.clock import Clock, SystemClock
 from foundry_ray.core.errors import FoundryError, Unavailable, WrongState
 from foundry_ray.core.processes import ProcessRecord, is_still
@@ -108,6 +109,7 @@ class Node:
         self._others: tuple[Recorded, ...] = ()
         self._exits: dict[int, int] = {}
         self._stop_asked = False
+        self._exported = ""
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self, on_ready: Callable[[NodeFile], None]) -> None:
@@ -247,6 +249,7 @@ class Node:
             pause = min(LONGEST_BACKOFF, 0.5 * 2 ** self._deaths[service.name] - 0.5)
             self._deaths[service.name] += 1
             self._report(f"{service.name}: {trouble}; starting it again in {pause:.1f} s")
+            self._report_full_disks()
             self._end_rest(service)
             self._pause(pause)
             try:
@@ -258,8 +261,17 @@ class Node:
                 self._write()
             except FoundryError as error:
                 trouble = error.message
+            except OSError as error:
+                if not disk.is_full(error):
+                    raise
+                trouble = str(error)
             else:
                 return
+
+    def _report_full_disks(self) -> None:
+        for one in disks.look(self._settings):
+            if one.hint:
+                self._report(f"{one.free_mib} MiB are free at {one.path}. {one.hint}")
 
     def _end_rest(self, service: Service) -> None:
         for left in service.stop():
@@ -356,11 +368,18 @@ class Node:
             edge=(self._settings.host, self._settings.port),
             ray_environment={} if plan is None else plan.client,
         )
-        written.write(self._places.node_file)
         exports = "".join(
             f"export {k}={shlex.quote(v)}\n" for k, v in written.ray_environment.items()
         )
-        self._places.ray_environment.write_text(exports)
+        try:
+            written.write(self._places.node_file)
+            if exports != self._exported:
+                self._places.ray_environment.write_text(exports)
+                self._exported = exports
+        except OSError as trouble:
+            # What was written before stays; everything is still found by its instance.
+            if not disk.is_full(trouble):
+                raise
         return written
 
     # -- signals and children --------------------------------------------------

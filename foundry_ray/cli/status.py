@@ -7,6 +7,8 @@ from typing import Literal
 import typer
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from foundry_ray.cli import disks
+from foundry_ray.cli.disks import Disk
 from foundry_ray.cli.output import DataDir, Json, say, say_json, table
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import Listener, Ours, listening
@@ -48,6 +50,7 @@ class Status(BaseModel):
     urls: dict[str, str]
     ports: list[Port]
     processes: list[Process]
+    disks: list[Disk] = []
 
 
 def register(app: typer.Typer) -> None:
@@ -94,6 +97,7 @@ def look(settings: Settings) -> Status:
         urls=written.urls if running else {},
         ports=[_port(one) for one in ports],
         processes=processes,
+        disks=disks.look(settings),
     )
 
 
@@ -127,6 +131,10 @@ def _print(found: Status) -> None:
     say(found.state)
     for name, url in found.urls.items():
         say(f"  {name:<14} {url}")
+    for disk in found.disks:
+        say(f"  {'disk':<14} {disk.free_mib:,} MiB free at {disk.path}")
+        if disk.hint:
+            say(f"  {'':<14} -> {disk.hint}")
     if found.ports:
         say()
         rows = [(one.name, f"{one.address}:{one.port}", one.reason or "") for one in found.ports]

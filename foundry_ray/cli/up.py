@@ -18,6 +18,7 @@ from foundry_ray.cli.node import Node
 from foundry_ray.cli.output import Config, DataDir, say
 from foundry_ray.cli.places import Places, node_lock
 from foundry_ray.cli.processes import INSTANCE_VARIABLE, NodeFile, send, since, wait_gone
+from foundry_ray.core import disk
 from foundry_ray.core import settings as settings_module
 from foundry_ray.core.clock import SystemClock
 from foundry_ray.core.errors import FoundryError, Unavailable
@@ -83,7 +84,11 @@ def _up(settings: Settings, *, demo: bool, report_to: int | None) -> None:
             pipe = None
 
     def report(line: str) -> None:
-        say(line if report_to is None else f"{SystemClock().now():%Y-%m-%d %H:%M:%S} {line}")
+        try:
+            say(line if report_to is None else f"{SystemClock().now():%Y-%m-%d %H:%M:%S} {line}")
+        except OSError as trouble:  # a line less in the log must not end everything
+            if not disk.is_full(trouble):
+                raise
         tell({"line": line})
 
     began = time.monotonic()

@@ -11,7 +11,7 @@ import structlog
 from psycopg.types.json import Jsonb
 from pydantic import SecretStr, ValidationError
 
-from foundry_ray.core import keys
+from foundry_ray.core import disk, keys
 from foundry_ray.core.errors import (
     FoundryError,
     Internal,
@@ -180,6 +180,9 @@ class Steps:
             except Exception as trouble:  # a bug of ours, or an error no adapter classified
                 log.exception("step_failed")
                 outcome.error = Internal(f"{type(trouble).__name__} in {step.name}.")
+                if disk.is_full(trouble):
+                    full = f"No room is left on the disk for {step.name}."
+                    outcome.error = Unavailable(full, hint=disk.NEXT_STEP)
         self._kernel.point(points.STEP_DONE)
         self.outcomes.append(outcome)
         self._doors.ring()

@@ -207,6 +207,11 @@ class EmbeddedPostgres:
         return self._places().socket
 
     @property
+    def cluster(self) -> Path | None:
+        """PostgreSQL's data directory; None before the first start."""
+        return self._places().cluster if (self._home / "places.json").exists() else None
+
+    @property
     def pid(self) -> int | None:
         """Process id of the running server's main process, if it runs."""
         return None if self.record is None else self.record.pid
@@ -214,9 +219,8 @@ class EmbeddedPostgres:
     @property
     def record(self) -> ProcessRecord | None:
         """The running server, recognised by process id, start time and working directory."""
-        if not (self._home / "places.json").exists():
+        if (cluster := self.cluster) is None:
             return None
-        cluster = self._places().cluster
         try:
             lines = (cluster / "postmaster.pid").read_text().splitlines()
             pid, started = int(lines[0]), int(lines[2])

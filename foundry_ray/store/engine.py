@@ -22,6 +22,7 @@ from sqlalchemy import Table
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import SQLModel
 
+from foundry_ray.core import disk
 from foundry_ray.core.errors import Unavailable
 
 Row = TypeVar("Row", bound=SQLModel)
@@ -59,6 +60,8 @@ class CommitUnknown(StoreUnavailable):
 
     code = "commit_unknown"
 
+
+AWAY = "Try again in a moment; `foundry status` shows what is away."
 
 _CONFLICTS = (
     errors.SerializationFailure,
@@ -254,6 +257,9 @@ class Database:
                 committing = True
         except _CONFLICTS as trouble:
             raise CommitConflict(reason=type(trouble).__name__) from trouble
+        except errors.DiskFull as trouble:
+            full = "The disk of the database is full."
+            raise StoreUnavailable(full, hint=disk.NEXT_STEP, reason="DiskFull") from trouble
         except _OUTAGES as trouble:
             kind = CommitUnknown if committing else StoreUnavailable
-            raise kind(reason=type(trouble).__name__) from trouble
+            raise kind(hint=AWAY, reason=type(trouble).__name__) from trouble

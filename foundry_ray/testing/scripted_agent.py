@@ -212,8 +212,11 @@ class ScriptedAgent:
 
     def _witness(self, message_id: str | None, session_id: str) -> None:
         line = json.dumps({"message_id": message_id, "session_id": session_id}) + "\n"
-        with (self._folder / "witness.jsonl").open("a") as witness:
-            witness.write(line)
+        with (self._folder / "witness.jsonl").open("ab", buffering=0) as witness:
+            size = os.fstat(witness.fileno()).st_size
+            if witness.write(line.encode()) != len(line):
+                witness.truncate(size)  # a full disk took half of it
+                raise acp.RequestError.internal_error({"reason": "the disk is full"})
 
     def _path(self, session_id: str) -> Path:
         return self._folder / "scripted" / f"{session_id}.json"

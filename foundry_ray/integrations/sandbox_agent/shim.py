@@ -22,6 +22,7 @@ code ``agent_exited``, and so is every later one until ``initialize`` starts it 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Message = dict[str, Any]
@@ -43,6 +45,7 @@ STDERR_TAIL = 4096  # bytes of the agent's last words that are kept
 LOCK_PATIENCE = 5.0  # seconds for an earlier shim of the same journal to end
 SILENCE_LOOK = 200  # milliseconds between looks at an agent that closed its output
 SILENCE_PATIENCE = 2.0  # seconds that such an agent has to exit; it can never answer again
+FULL_PAUSE = 0.2  # seconds between two tries to write to a full disk
 CLOSE_PATIENCE = (0.3, 1.0)  # seconds after end of input, and after TERM
 PERMISSION = "session/request_permission"
 PING = "_foundry/ping"  # arriving is all that it is for
@@ -93,14 +96,14 @@ class Journal:
         line = b"".join((named.encode(), payload, b"}\n"))
         view = memoryview(line)
         while view:
-            view = view[os.write(self._file, view) :]
+            view = view[_with_room(os.write, self._file, view) :]
         self.last, self._lines, self._size = seq, self._lines + 1, self._size + len(line)
         return Place(seq, at_ms, self._segment, self._size)
 
     def remember_agent(self, pid: int) -> None:
         """Note who works for this journal, so that the next shim can end a forgotten agent."""
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{pid} {_start_ticks(pid)}".encode(), 0)
+        _with_room(os.pwrite, self._lock, f"{pid} {_start_ticks(pid)}".encode(), 0)
 
     def _wait_for_lock(self) -> None:
         until = time.monotonic() + LOCK_PATIENCE
@@ -150,7 +153,18 @@ class Journal:
         self._segment, self._lines, self._size = self.last + 1, 0, 0
         path = os.path.join(self.directory, f"{self._segment:08d}.jsonl")
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._file = os.open(path, flags, 0o600)
+        self._file = _with_room(os.open, path, flags, 0o600)
+
+
+def _with_room(call: Callable[..., int], *arguments: Any) -> int:
+    """Make a system call, again and again while the disk is full; the agent waits meanwhile."""
+    while True:
+        try:
+            return call(*arguments)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            time.sleep(FULL_PAUSE)
 
 
 class Agent:
