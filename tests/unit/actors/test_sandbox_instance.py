@@ -214,6 +214,18 @@ def test_a_credential_for_what_is_over_starts_nothing() -> None:
         assert (begun(turn), told(turn)) == ([], [])
 
 
+def test_a_clone_that_was_lost_begins_again_with_a_new_credential() -> None:
+    scene = with_health()
+    scene.when(CredentialReady(purpose="clone", secret_id="c1"))
+    scene.finish(steps.Started(process_id="1"))
+
+    turn = scene.finish(steps.Watched(finished=False, tail="", lost=True))
+
+    assert only(turn, MintCredential).purpose == "clone"
+    again = scene.when(CredentialReady(purpose="clone", secret_id="c2"))
+    assert begun(again) == ["start-clone"]
+
+
 # -- agents ------------------------------------------------------------------------------
 
 

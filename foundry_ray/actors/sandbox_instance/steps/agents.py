@@ -13,6 +13,7 @@ from foundry_ray.core.errors import (
     Unavailable,
 )
 from foundry_ray.core.messages import Value
+from foundry_ray.integrations.sandbox_agent.base import AgentSession, SandboxAgent
 from foundry_ray.runtime.workflow import Nothing, StepContext, step
 
 
@@ -43,19 +44,25 @@ async def open_agent_session(
         AgentMissing: Install the agent in the sandbox's image.
         AgentExited: The agent ended at once; context ``stderr`` has its last words.
     """
-    async with inside(tools, input, context) as agent:
-        loads = await agent.open_agent(input.server_id, input.agent)
-        opened = None
-        if input.agent_session_id and loads:
-            try:
-                opened = await agent.load_session(
-                    input.server_id, input.agent_session_id, input.work_dir
-                )
-            except NotFound:
-                opened = None  # the agent does not know it any more: begin a new one
-        if opened is None:
-            opened = await agent.new_session(input.server_id, input.work_dir)
+    try:
+        async with inside(tools, input, context) as agent:
+            opened = await _open(agent, input)
+    except AgentExited as gone:
+        if "exit_code" in gone.context:
+            raise
+        # Not the agent ended but what it runs under, which the next attempt starts again.
+        raise Unavailable("The agent's surroundings ended.", hint=gone.hint) from gone
     return AgentOpened(agent_session_id=opened.session_id, modes=opened.modes, models=opened.models)
+
+
+async def _open(agent: SandboxAgent, input: AgentInput) -> AgentSession:
+    loads = await agent.open_agent(input.server_id, input.agent)
+    if input.agent_session_id and loads:
+        try:
+            return await agent.load_session(input.server_id, input.agent_session_id, input.work_dir)
+        except NotFound:
+            pass  # the agent does not know it any more: begin a new one
+    return await agent.new_session(input.server_id, input.work_dir)
 
 
 class PromptInput(Place):
@@ -77,7 +84,7 @@ class Delivered(Value):
 async def send_prompt(tools: SandboxTools, input: PromptInput, context: StepContext) -> Delivered:
     """Give the agent the message; the shim drops one that it has journalled already."""
     try:
-        async with inside(tools, input, context) as agent:
+        async with inside(tools, input, context, revive=False) as agent:
             await agent.prompt(
                 input.server_id,
                 input.agent_session_id,
@@ -104,7 +111,7 @@ class SessionInput(Place):
 async def cancel_prompt(tools: SandboxTools, input: SessionInput, context: StepContext) -> Nothing:
     """Ask the agent to end its turn; one that is gone has ended it."""
     try:
-        async with inside(tools, input, context) as agent:
+        async with inside(tools, input, context, revive=False) as agent:
             await agent.cancel(input.server_id, input.agent_session_id)
     except (AgentExited, SandboxStartFailed):
         return Nothing()  # nothing runs there; the journal's reader tells how the turn ended
@@ -128,7 +135,7 @@ async def answer_agent(tools: SandboxTools, input: AnswerInput, context: StepCon
         else {"outcome": "selected", "optionId": input.option_id}
     )
     try:
-        async with inside(tools, input, context) as agent:
+        async with inside(tools, input, context, revive=False) as agent:
             await agent.answer(input.server_id, input.rpc_id, {"outcome": outcome})
     except (AgentExited, SandboxStartFailed):
         return Nothing()  # who asked is gone; the journal's reader tells how the turn ended

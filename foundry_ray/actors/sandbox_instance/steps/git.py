@@ -9,6 +9,7 @@ from foundry_ray.actors.sandbox_instance.steps.place import PATIENT, Place, Sand
 from foundry_ray.core.errors import (
     BranchTaken,
     CloneFailed,
+    NotFound,
     PushRejected,
     SetupFailed,
     Unavailable,
@@ -96,10 +97,11 @@ class WatchInput(Place):
 
 
 class Watched(Value):
-    """What a process came to, or where it is."""
+    """What a process came to, or where it is; *lost* with the sandbox-agent that ran it."""
 
     finished: bool
     tail: str
+    lost: bool = False
 
 
 @step("watch-clone", timeout=timedelta(seconds=30), retry=PATIENT)
@@ -112,7 +114,10 @@ async def watch_clone(tools: SandboxTools, input: WatchInput, context: StepConte
     async with inside(tools, input, context) as agent:
         until = tools.clock.now() + WATCH_FOR
         while True:
-            process = await agent.process(input.process_id)
+            try:
+                process = await agent.process(input.process_id)
+            except NotFound:
+                return Watched(finished=False, tail="", lost=True)
             if process.status != "running" or tools.clock.now() >= until:
                 break
             await asyncio.sleep(LOOK_EVERY)

@@ -12,6 +12,7 @@ from foundry_ray.actors.sandbox_instance.steps.place import (
     Place,
     SandboxTools,
     inside,
+    reach,
 )
 from foundry_ray.core.errors import (
     NotFound,
@@ -76,8 +77,8 @@ class Preview(Value):
 @step("find-preview", timeout=timedelta(seconds=20), retry=BRIEF)
 async def find_preview(tools: SandboxTools, input: Place, context: StepContext) -> Preview:
     """Look up the preview endpoint (S32)."""
-    endpoint = await tools.providers[input.provider].preview_endpoint(input.sandbox_id)
-    return Preview(url=endpoint.url)
+    token = await context.secret(f"{context.key}#token")
+    return Preview(url=(await reach(tools, input, token)).url)
 
 
 @step("check-health", timeout=timedelta(seconds=20), retry=BRIEF)

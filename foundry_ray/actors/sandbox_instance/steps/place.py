@@ -10,6 +10,7 @@ from datetime import timedelta
 from pydantic import SecretStr
 
 from foundry_ray.core.clock import Clock
+from foundry_ray.core.errors import SandboxStartFailed
 from foundry_ray.core.messages import Value
 from foundry_ray.core.retry import RetryPolicy
 from foundry_ray.integrations.sandbox_agent.base import SandboxAgent
@@ -45,14 +46,34 @@ class Place(Value):
     sandbox_id: str
 
 
+async def reach(tools: SandboxTools, place: Place, token: SecretStr) -> Endpoint:
+    """Return where sandbox-agent answers; one that has died is started again (S35)."""
+    provider = tools.providers[place.provider]
+    try:
+        return await provider.preview_endpoint(place.sandbox_id)
+    except SandboxStartFailed:
+        await provider.start_sandbox_agent(place.sandbox_id, token.get_secret_value())
+        return await provider.preview_endpoint(place.sandbox_id)
+
+
 @asynccontextmanager
 async def inside(
-    tools: SandboxTools, place: Place, context: StepContext
+    tools: SandboxTools, place: Place, context: StepContext, *, revive: bool = True
 ) -> AsyncIterator[SandboxAgent]:
-    """Connect to the sandbox's sandbox-agent."""
+    """Connect to the sandbox's sandbox-agent.
+
+    Args:
+        tools: What steps work with.
+        place: Which sandbox.
+        context: Of the step.
+        revive: Start a sandbox-agent that has died; else ``SandboxStartFailed``.
+    """
     provider = tools.providers[place.provider]
     facts = await provider.get(place.sandbox_id)
-    endpoint = await provider.preview_endpoint(place.sandbox_id)
     token = await context.secret(f"{context.key}#token")
+    if revive:
+        endpoint = await reach(tools, place, token)
+    else:
+        endpoint = await provider.preview_endpoint(place.sandbox_id)
     async with tools.connect(endpoint, token, facts.home) as agent:
         yield agent

@@ -82,13 +82,13 @@ class Provision(Workflow[SandboxState]):
                     "checked_at": turn.now.isoformat(),
                 }
                 turn.put(row)
-                show(state, turn, "cloning", detail="waiting for a credential")
-                ask_credential(state, turn, purpose="clone", write=None)
-                return Wait()
+                return self._ask(state, turn)
             case "start-clone":
                 return Go(
                     steps.watch_clone, WatchInput(**place(state), process_id=result.process_id)
                 )
+            case "watch-clone" if result.lost:
+                return self._ask(state, turn)
             case "watch-clone" if not result.finished:
                 show(state, turn, "cloning", detail=result.tail)
                 return Go(steps.watch_clone, WatchInput.model_validate(run.step_input))
@@ -105,6 +105,13 @@ class Provision(Workflow[SandboxState]):
                         )
                         turn.put(session)
                 return Done()
+
+    @staticmethod
+    def _ask(state: SandboxState, turn: Turn) -> Wait:
+        """Wait for a credential, with which to begin to clone."""
+        show(state, turn, "cloning", detail="waiting for a credential")
+        ask_credential(state, turn, purpose="clone", write=None)
+        return Wait()
 
     def continue_with(self, state: SandboxState, secret_id: str) -> Go:
         """Return what follows when the credential is there."""
