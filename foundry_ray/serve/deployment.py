@@ -29,6 +29,8 @@ from foundry_ray.store.engine import Database
 log = logging.get_logger("serve")
 
 LOOK_EVERY = 1.0  # seconds between two looks at `app`
+# Seconds between two looks of Serve at a replica; with its own 10 a dead one is missed so long.
+REPLICA_LOOK = 2.0
 # Seconds without an answer after which an `app` that answered before is taken for blocked.
 # It answers without its database, and a new one has its own time to start.
 SILENCE = 6.0
@@ -142,6 +144,7 @@ def _application(replica: type[_Replica], *, replicas: int, requests_at_once: in
         max_ongoing_requests=requests_at_once,
         ray_actor_options={"num_cpus": 0},
         max_surge_percent=100,
+        health_check_period_s=REPLICA_LOOK,
     )
     return deployment.bind()
 
