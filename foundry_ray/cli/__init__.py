@@ -22,6 +22,7 @@ COMMANDS = (
     "foundry_ray.cli.doctor",
     "foundry_ray.cli.database",
     "foundry_ray.cli.demo",
+    "foundry_ray.cli.chaos",
     "foundry_ray.cli.tree",
     "foundry_ray.cli.tokens",
     "foundry_ray.cli.issues",

@@ -30,6 +30,12 @@ def say(line: str = "") -> None:
     sys.stdout.flush()
 
 
+def to_stderr(line: str) -> None:
+    """Print a line for a person where a program's output is not."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 def say_json(value: Any) -> None:
     """Print one JSON document."""
     if isinstance(value, BaseModel):

@@ -22,6 +22,7 @@ from foundry_ray.core import keys, logging, settings
 from foundry_ray.core.errors import FoundryError, Unavailable
 from foundry_ray.core.messages import decode
 from foundry_ray.runtime.activation import Activation
+from foundry_ray.runtime.failpoints import Failpoints
 from foundry_ray.runtime.kernel import Passivated
 from foundry_ray.runtime.supervisor import Supervisor
 from foundry_ray.runtime.turn import problem
@@ -211,6 +212,8 @@ class ActorHost:
         stack.push_async_callback(hinter.close)
         kernel = bootstrap.kernel(outside, database, waker, hinter.hint)
         kernel.lease_holder = cluster_name()
+        if loaded.failpoints_dir is not None:
+            kernel.point = Failpoints(loaded.failpoints_dir, self._key)
         activation = Activation(kernel, self._key)
         supervisor = None
         if activation.actor_class.supervises:

@@ -85,6 +85,9 @@ class Settings(BaseModel):
     sandbox_agent_bin: Path | None = Field(
         default=None, description="the sandbox-agent program; else the tools folder, else PATH"
     )
+    failpoints_dir: Path | None = Field(
+        default=None, description="folder in which `foundry chaos` says where to stop processes"
+    )
 
     @field_validator("public_url", "github_url", "github_api_url")
     @classmethod
@@ -285,7 +288,7 @@ def _from_file(path: Path, *, must_exist: bool) -> tuple[dict[str, Any], dict[st
 
 
 def _paths() -> tuple[str, ...]:
-    return ("github_app_key_file", "sandbox_agent_bin")
+    return ("github_app_key_file", "sandbox_agent_bin", "failpoints_dir")
 
 
 def _is_secret(name: str) -> bool:

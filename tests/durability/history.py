@@ -1,95 +1,20 @@
-"""What clients did and were told, and whether the entities' final words agree with it."""
+"""What clients did and were told; a contradiction to what the entities say fails the test."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+
+from foundry_ray.cli.chaos import history
 
 
-@dataclass
-class Operation:
-    """One command of one client; a client sends its next one after it knows of the last.
-
-    Attributes:
-        target: The entity that writes the word down.
-        invoked: When it was sent, in seconds of a monotonic clock.
-        returned: When it was acknowledged; None: the client never heard of it.
-        position: The word's place among the entity's words, as the answer told; from 1.
-    """
-
-    client: str
-    target: str
-    word: str
-    invoked: float
-    returned: float | None = None
-    position: int | None = None
-
-    def acknowledge(self, body: Any) -> None:
-        """Note that the answer came."""
-        self.returned = time.monotonic()
-        if isinstance(body, Mapping) and "count" in body:
-            self.position = body["count"]
-
-
-@dataclass
-class History:
-    """Every operation, in the order in which they were sent."""
-
-    operations: list[Operation] = field(default_factory=list)
-
-    def invoke(self, client: str, target: str, word: str) -> Operation:
-        """Note that a command is sent; no two have the same word."""
-        operation = Operation(client, target, word, time.monotonic())
-        self.operations.append(operation)
-        return operation
-
-    @property
-    def acknowledged(self) -> list[Operation]:
-        """The operations whose answer came."""
-        return [operation for operation in self.operations if operation.returned is not None]
+class History(history.History):
+    """The history that `foundry chaos` keeps, for tests."""
 
     def check(self, final: Mapping[str, Sequence[str]]) -> None:
         """Compare with the final words of each entity.
 
         Raises:
-            AssertionError: An acknowledged word is missing, any word is there twice, the
-                words of one client are not in its order, an answer told another place
-                than the final one, or a word stands before one that had been
-                acknowledged before it was sent.
+            AssertionError: They contradict what the clients were told.
         """
-        by_target: dict[str, list[Operation]] = defaultdict(list)
-        for operation in self.operations:
-            by_target[operation.target].append(operation)
-        for target, operations in by_target.items():
-            _check(operations, final[target])
-
-
-def _check(operations: Sequence[Operation], words: Sequence[str]) -> None:
-    times = Counter(words)
-    place = {word: at for at, word in enumerate(words, 1)}
-    for operation in operations:
-        least = 1 if operation.returned is not None else 0
-        assert least <= times[operation.word] <= 1, f"{times[operation.word]} times: {operation}"
-        if operation.position is not None:
-            assert place[operation.word] == operation.position, f"elsewhere: {operation}"
-    there = [operation for operation in operations if operation.word in place]
-    last: dict[str, int] = {}
-    for operation in there:
-        at = place[operation.word]
-        assert last.get(operation.client, 0) < at, f"overtaken: {operation}"
-        last[operation.client] = at
-    _check_time(there, place)
-
-
-def _check_time(there: Sequence[Operation], place: Mapping[str, int]) -> None:
-    """What was sent after an acknowledgement takes effect after what was acknowledged."""
-    done = sorted((o for o in there if o.returned is not None), key=lambda o: o.returned or 0)
-    furthest, at = 0, 0
-    for operation in sorted(there, key=lambda o: o.invoked):
-        while at < len(done) and (done[at].returned or 0) < operation.invoked:
-            furthest = max(furthest, place[done[at].word])
-            at += 1
-        assert furthest < place[operation.word], f"before what had been acknowledged: {operation}"
+        said = self.contradictions(final)
+        assert not said, said
