@@ -127,7 +127,8 @@ def refused(answer: httpx.Response, otherwise: FoundryError) -> FoundryError:
 
 async def _parsed(source: EventSource) -> AsyncIterator[dict[str, Any]]:
     async for event in source.aiter_sse():
-        yield json.loads(event.data)
+        if event.data:  # a heartbeat after an event comes as an empty one with its number
+            yield json.loads(event.data)
 
 
 def _check(answer: httpx.Response) -> None:
