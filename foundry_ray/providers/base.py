@@ -115,7 +115,7 @@ class SandboxProvider(Protocol):
 
         Raises:
             SandboxAgentMissing: The program is not in the sandbox.
-            SandboxStartFailed: It ended or did not answer; context ``log_tail`` has its words.
+            SandboxStartFailed: It ended; context ``log_tail`` has its words.
             SandboxGone: The sandbox was deleted or never made.
         """
         ...

@@ -32,7 +32,7 @@ VERSION = "0.4.2"  # of sandbox-agent, the one whose behaviour this code was wri
 HOST = "127.0.0.1"
 
 _START_TRIES = 3  # a port found free may be taken before sandbox-agent binds it
-_START_PATIENCE = 10.0  # seconds; it usually answers after a tenth of one
+_START_PATIENCE = 40.0  # seconds; it usually answers after a tenth of one
 _HEALTH_PATIENCE = 2.0  # seconds that a live sandbox-agent has to answer before it is replaced
 _POLL = 0.02  # seconds
 _LOG_TAIL = 4096  # bytes
@@ -80,7 +80,11 @@ def find_binary(explicit: Path | None = None, project: Path | None = None) -> Pa
 
 
 async def is_ours(record: LocalRecord, token: str) -> bool:
-    """Return whether a live sandbox-agent with this token answers."""
+    """Return whether a live sandbox-agent with this token answers.
+
+    Raises:
+        ProviderUnavailable: It answers 503; it comes to itself, or must be asked later.
+    """
     known = record.token_sha256 or ""
     if not record.is_serving or not hmac.compare_digest(known, _digest(token)):
         return False
@@ -98,7 +102,8 @@ async def serve(
     """Start sandbox-agent and return when it answers; *base* is what every sandbox gets.
 
     Raises:
-        SandboxStartFailed: It ended or did not answer; context ``log_tail`` has its words.
+        SandboxStartFailed: It ended; context ``log_tail`` has its words.
+        ProviderUnavailable: It runs and does not answer yet, or answers 503.
     """
     log = directory / "agent.log"
     if log.exists() and log.stat().st_size > _LOG_LIMIT:
@@ -124,10 +129,18 @@ async def serve(
             if await _answers(port, token):
                 return
             await asyncio.sleep(_POLL)
+        silent = serving.is_serving
         await end_processes(serving)
+        if silent:
+            write_record(directory, record.without_server())
+            raise ProviderUnavailable(
+                "sandbox-agent was started and did not answer in time.",
+                hint="This machine may have too much to do; see its load.",
+                log_tail=log_tail(directory),
+            )
     write_record(directory, record.without_server())
     raise SandboxStartFailed(
-        "sandbox-agent ended or did not answer after it was started.",
+        "sandbox-agent ended after it was started.",
         hint="Context log_tail has its last words; run the program by hand to see more.",
         log_tail=log_tail(directory),
     )
@@ -192,7 +205,11 @@ async def _launch(order: dict[str, Any]) -> dict[str, int]:
 
 
 async def _answers(port: int | None, token: str) -> bool:
-    """Return whether sandbox-agent answers on *port* and takes *token*."""
+    """Return whether sandbox-agent answers on *port* and takes *token*.
+
+    Raises:
+        ProviderUnavailable: Something answers 503 in its place: it is to be asked later.
+    """
     headers = {"Authorization": f"Bearer {token}"}
     # Not through a proxy of the environment: this is the own machine.
     async with httpx.AsyncClient(trust_env=False, timeout=_HEALTH_PATIENCE) as http:
@@ -200,6 +217,12 @@ async def _answers(port: int | None, token: str) -> bool:
             answer = await http.get(f"http://{HOST}:{port}/v1/health", headers=headers)
         except httpx.TransportError:
             return False
+    if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        raise ProviderUnavailable(
+            "The sandbox answers that it is not available.",
+            hint="Foundry tries again for minutes; see whether the provider has trouble.",
+            status=answer.status_code,
+        )
     return answer.status_code == httpx.codes.OK
 
 

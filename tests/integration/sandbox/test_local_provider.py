@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 from foundry_ray.core.errors import (
+    ProviderUnavailable,
     SandboxAgentMissing,
     SandboxGone,
     SandboxStartFailed,
 )
+from foundry_ray.providers import local_server
 from foundry_ray.providers.base import SandboxSpec
-from foundry_ray.providers.local import LocalProvider, end_all, list_local
+from foundry_ray.providers.local import LocalProvider, end_all, find_binary, list_local
 from foundry_ray.providers.processes import Mark, members
 from tests.helpers import eventually
+from tests.integration.sandbox import gateway
 from tests.integration.sandbox.conftest import INSTANCE, make_place, provider_at
 
 
@@ -158,6 +161,48 @@ async def test_a_program_that_ends_at_once_tells_its_last_words(root: Path, tmp_
         await provider.start_sandbox_agent("s1", "token")
 
     assert "cannot work here" in caught.value.context["log_tail"]
+    assert members(Mark("s1", INSTANCE)) == set()
+
+
+async def test_an_answer_of_503_is_no_failed_start_and_what_runs_is_adopted(
+    root: Path, tmp_path: Path
+) -> None:
+    program = gateway.put(tmp_path / "gateway", find_binary())
+    away = program.parent / "away"
+    away.touch()
+    provider = LocalProvider(root, instance_id=INSTANCE, binary=program)
+    await provider.create(SandboxSpec(sandbox_id="s1", instance_id=INSTANCE))
+    for _ in range(2):
+        with pytest.raises(ProviderUnavailable) as caught:
+            await provider.start_sandbox_agent("s1", "token")
+        assert caught.value.retryable
+        assert caught.value.context["status"] == 503
+    pid = list_local(root)[0].pid
+    away.unlink()
+
+    async def adopted() -> bool:
+        await provider.start_sandbox_agent("s1", "token")
+        return True
+
+    await eventually(adopted)
+    assert list_local(root)[0].pid == pid
+    await provider.delete("s1")
+
+
+async def test_a_program_that_says_nothing_is_tried_again_later(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "_START_PATIENCE", 0.3)
+    program = tmp_path / "silent"
+    program.write_text("#!/bin/sh\necho thinking >&2\nexec sleep 600\n")
+    program.chmod(0o755)
+    provider = LocalProvider(root, instance_id=INSTANCE, binary=program)
+    await provider.create(SandboxSpec(sandbox_id="s1", instance_id=INSTANCE))
+    with pytest.raises(ProviderUnavailable) as caught:
+        await provider.start_sandbox_agent("s1", "token")
+
+    assert caught.value.retryable
+    assert "thinking" in caught.value.context["log_tail"]
     assert members(Mark("s1", INSTANCE)) == set()
 
 

@@ -44,7 +44,6 @@ from foundry_ray.actors.sandbox_instance.steps.life import (
     stop_sandbox,
 )
 from foundry_ray.actors.sandbox_instance.steps.place import (
-    BRIEF,
     PATIENT,
     Place,
     SandboxTools,
@@ -52,7 +51,6 @@ from foundry_ray.actors.sandbox_instance.steps.place import (
 )
 
 __all__ = [
-    "BRIEF",
     "GIT",
     "LOOK_EVERY",
     "PATCHES_LIMIT",

@@ -7,7 +7,6 @@ from datetime import timedelta
 from pydantic import SecretStr
 
 from foundry_ray.actors.sandbox_instance.steps.place import (
-    BRIEF,
     PATIENT,
     Place,
     SandboxTools,
@@ -58,7 +57,7 @@ async def create_sandbox(tools: SandboxTools, input: Place, context: StepContext
     )
 
 
-@step("start-agent-server", timeout=timedelta(minutes=1), retry=PATIENT)
+@step("start-agent-server", timeout=timedelta(minutes=2), retry=PATIENT)
 async def start_agent_server(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
     """Start sandbox-agent in the sandbox, or adopt the one that runs (S35)."""
     provider = tools.providers[input.provider]
@@ -74,14 +73,14 @@ class Preview(Value):
     url: str
 
 
-@step("find-preview", timeout=timedelta(seconds=20), retry=BRIEF)
+@step("find-preview", timeout=timedelta(seconds=20), retry=PATIENT)
 async def find_preview(tools: SandboxTools, input: Place, context: StepContext) -> Preview:
     """Look up the preview endpoint (S32)."""
     token = await context.secret(f"{context.key}#token")
     return Preview(url=(await reach(tools, input, token)).url)
 
 
-@step("check-health", timeout=timedelta(seconds=20), retry=BRIEF)
+@step("check-health", timeout=timedelta(seconds=20), retry=PATIENT)
 async def check_health(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
     """Ask sandbox-agent whether it is well."""
     async with inside(tools, input, context) as agent:

@@ -17,9 +17,10 @@ from foundry_ray.integrations.sandbox_agent.base import SandboxAgent
 from foundry_ray.providers.base import Endpoint, SandboxProvider
 from foundry_ray.runtime.workflow import StepContext
 
-PATIENT = RetryPolicy(max_attempts=8, first_delay=timedelta(seconds=0.3))
-BRIEF = RetryPolicy(
-    max_attempts=20, first_delay=timedelta(seconds=0.1), max_delay=timedelta(seconds=2)
+# A provider that is away for five minutes is waited for; work goes on within 20 seconds of
+# its return.
+PATIENT = RetryPolicy(
+    max_attempts=40, first_delay=timedelta(seconds=0.2), max_delay=timedelta(seconds=20)
 )
 
 
