@@ -22,6 +22,9 @@ from foundry_ray.runtime.workflow import Nothing, StepContext, step
 # git asks this helper; the token is only in the environment of that one process.
 _HELPER = '!f() { echo username=x-access-token; echo "password=$FOUNDRY_GIT_TOKEN"; }; f'
 GIT = ("git", "-c", "credential.helper=", "-c", f"credential.helper={_HELPER}")
+# Over the files of a checkout that was broken off; nobody has worked in the tree yet.
+CHECKOUT = ("checkout", "--quiet", "--force")
+LOCK_ATTEMPTS = 4  # in the three seconds that they take, a git that lives has gone on
 WATCH_FOR = timedelta(seconds=2)
 LOOK_EVERY = 0.05  # seconds; sandbox-agent has no event for the end of a process
 PATCH_LIMIT = 256 * 1024  # characters of one file's patch that are kept
@@ -46,6 +49,7 @@ async def _git(agent: SandboxAgent, cwd: str, *arguments: str, **environment: st
     """Run git; return what it printed.
 
     Raises:
+        Unavailable: Another git has a lock: of a step whose process died and left it at work.
         SetupFailed: It ended with an error; context ``stderr`` has its words.
     """
     result = await agent.run(
@@ -55,6 +59,8 @@ async def _git(agent: SandboxAgent, cwd: str, *arguments: str, **environment: st
         timeout=timedelta(seconds=120),
         max_output=16 * 1024 * 1024,
     )
+    if result.exit_code != 0 and ".lock': File exists" in result.stderr:
+        raise Unavailable("Another git works in this tree.", stderr=result.stderr[-2000:])
     if result.exit_code != 0:
         raise SetupFailed(
             f"git {arguments[0]} failed.",
@@ -64,6 +70,15 @@ async def _git(agent: SandboxAgent, cwd: str, *arguments: str, **environment: st
     return result.stdout
 
 
+async def _unlock(agent: SandboxAgent, work_dir: str, context: StepContext) -> None:
+    """Remove locks that are there after so many attempts: a git that was killed left them.
+
+    Only while nobody but Foundry works in the tree.
+    """
+    if context.attempt > LOCK_ATTEMPTS:
+        await agent.run(("find", ".git", "-name", "*.lock", "-delete"), cwd=work_dir)
+
+
 @step("start-clone", timeout=timedelta(minutes=1), retry=PATIENT)
 async def start_clone(tools: SandboxTools, input: CloneInput, context: StepContext) -> Started:
     """Begin to fetch the repository, as a process that outlives this step."""
@@ -71,6 +86,7 @@ async def start_clone(tools: SandboxTools, input: CloneInput, context: StepConte
     async with inside(tools, input, context) as agent:
         await agent.make_directory(input.work_dir)
         await _git(agent, input.work_dir, "init", "--quiet")
+        await _unlock(agent, input.work_dir, context)
         await _git(agent, input.work_dir, "config", "remote.origin.url", input.clone_url)
         await _git(
             agent,
@@ -152,6 +168,7 @@ async def check_out(tools: SandboxTools, input: CheckoutInput, context: StepCont
         BranchTaken: The remote has a branch of this name; retry with another one.
     """
     async with inside(tools, input, context) as agent:
+        await _unlock(agent, input.work_dir, context)
         heads = await _git(
             agent,
             input.work_dir,
@@ -162,7 +179,7 @@ async def check_out(tools: SandboxTools, input: CheckoutInput, context: StepCont
         )
         refs = set(heads.split())
         if f"refs/heads/{input.branch}" in refs:
-            await _git(agent, input.work_dir, "checkout", "--quiet", input.branch, "--")
+            await _git(agent, input.work_dir, *CHECKOUT, input.branch, "--")
         elif f"refs/remotes/origin/{input.branch}" in refs:
             raise BranchTaken(
                 f"GitHub already has a branch {input.branch}.",
@@ -172,9 +189,7 @@ async def check_out(tools: SandboxTools, input: CheckoutInput, context: StepCont
             base = f"refs/remotes/origin/{input.base_branch}"
             if base not in refs:
                 raise SetupFailed(f"The branch {input.base_branch} does not exist on GitHub.")
-            await _git(
-                agent, input.work_dir, "checkout", "--quiet", "--no-track", "-b", input.branch, base
-            )
+            await _git(agent, input.work_dir, *CHECKOUT, "--no-track", "-b", input.branch, base)
         await _git(agent, input.work_dir, "config", "user.name", input.author_name)
         await _git(agent, input.work_dir, "config", "user.email", input.author_email)
     return Nothing()
@@ -204,7 +219,9 @@ async def read_changes(
 
     A private index file is filled; work tree, index and branch stay untouched.
     """
-    own = {"GIT_INDEX_FILE": f"{input.home}/.foundry/changes.index"}
+    # One of its own for each attempt: what a killed one left must not be in the way.
+    index = f"{input.home}/.foundry/changes-{context.run_id}-{context.attempt}.index"
+    own = {"GIT_INDEX_FILE": index}
     async with inside(tools, input, context) as agent:
 
         async def git(*arguments: str) -> str:
@@ -222,6 +239,7 @@ async def read_changes(
         remote = await git(
             "for-each-ref", "--format=%(objectname)", f"refs/remotes/origin/{input.branch}"
         )
+        await agent.run(("rm", "-f", index), cwd=input.work_dir)
     files = _files(states, numbers)
     return ChangesRead(
         changes=Changes(
