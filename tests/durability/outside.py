@@ -20,6 +20,7 @@ import httpx
 import psycopg
 from psycopg.rows import dict_row
 
+from foundry_ray.cli.chaos.outside import read_journal
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.processes import NodeFile, carrying, members, send, title
 from foundry_ray.core.errors import Internal, Unavailable
@@ -303,24 +304,6 @@ class Work:
         """Return the message ids that the agent itself wrote down when it got them."""
         path = self.home / ".foundry" / "witness.jsonl"
         return [json.loads(line)["message_id"] for line in path.read_text().splitlines()]
-
-
-def read_journal(home: Path, server: str) -> list[dict[str, Any]]:
-    """Return the whole records of a journal in their order."""
-    records = []
-    for path in sorted((home / ".foundry" / "journal" / server).glob("*.jsonl")):
-        content = path.read_bytes()
-        for line in content[: content.rfind(b"\n") + 1].splitlines():
-            records.append(json.loads(line))
-    return records
-
-
-def count_journal(home: Path, server: str) -> int:
-    """Return how many records a journal holds now, without reading them."""
-    paths = sorted((home / ".foundry" / "journal" / server).glob("*.jsonl"))
-    if not paths:
-        return 0
-    return int(paths[-1].stem) - 1 + paths[-1].read_bytes().count(b"\n")
 
 
 def said(events: list[dict[str, Any]]) -> list[str]:

@@ -25,12 +25,13 @@ import httpx
 import psycopg
 import pytest
 
+from foundry_ray.cli.chaos.outside import count_journal
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.processes import NodeFile, carrying, end
 from foundry_ray.store.embedded import EmbeddedPostgres
 from foundry_ray.store.engine import Database, StoreUnavailable
 from tests.durability.conftest import Evidence, enter
-from tests.durability.outside import Work, connect, count_journal, query, said
+from tests.durability.outside import Work, connect, query, said
 from tests.e2e.conftest import Acme, Foundry
 from tests.helpers import eventually
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from foundry_ray.cli.chaos.outside import count_journal
 from tests.durability.conftest import Evidence, enter, running
 from tests.durability.outside import (
     Killed,
     Work,
     connect,
-    count_journal,
     cursor,
     instance,
     kill_all,

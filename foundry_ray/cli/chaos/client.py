@@ -186,7 +186,7 @@ class Follower:
         while True:
             try:
                 await self._connect()
-            except (httpx.TransportError, httpx.StreamError, _Refused):
+            except (httpx.TransportError, httpx.StreamError, FoundryError, _Refused):
                 pass  # come back with the cursor
             await asyncio.sleep(ASK_AGAIN)
 

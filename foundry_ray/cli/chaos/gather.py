@@ -11,7 +11,7 @@ from foundry_ray.cli.chaos import targets
 from foundry_ray.cli.chaos.client import Patient
 from foundry_ray.cli.chaos.invariants import Said, TaskFacts
 from foundry_ray.cli.chaos.load import Prompt, Work
-from foundry_ray.cli.chaos.outside import Outside
+from foundry_ray.cli.chaos.outside import Outside, read_journal
 from foundry_ray.cli.chaos.report import Kill
 from foundry_ray.core import keys
 
@@ -106,7 +106,7 @@ class Gatherer:
             said=[self._said(work, prompt, kills) for prompt in work.prompts],
             messages=outside.query(_MESSAGES, work.session_key),
             witness=outside.witness(sandbox),
-            journal=outside.journal(sandbox, work.session),
+            journal=read_journal(outside.home(sandbox), work.session),
             transcript=await self._transcript(work),
             told=work.follower.last,
             stream_problems=work.follower.problems,

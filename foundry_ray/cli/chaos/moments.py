@@ -11,7 +11,7 @@ from typing import Any
 
 from foundry_ray.cli.chaos import prompts
 from foundry_ray.cli.chaos.load import Load, Work
-from foundry_ray.cli.chaos.outside import Outside
+from foundry_ray.cli.chaos.outside import Outside, count_journal
 from foundry_ray.cli.chaos.targets import Target
 from foundry_ray.core import keys
 
@@ -64,9 +64,9 @@ async def streaming(
         ]
         if speaking:
             work = chance.choice(speaking)
-            before = outside.count_journal(work.sandbox, work.session)
+            before = count_journal(outside.home(work.sandbox), work.session)
             await asyncio.sleep(GROWTH)
-            after = outside.count_journal(work.sandbox, work.session)
+            after = count_journal(outside.home(work.sandbox), work.session)
             if after > before and work.current:
                 return work, {
                     "prompt": work.current.script.marker,
@@ -152,7 +152,7 @@ def flooded(
 
         def lag() -> tuple[int, int]:
             [row] = database.execute(asked, (work.session_key,)).fetchall()
-            journal = outside.count_journal(work.sandbox, work.session)
+            journal = count_journal(outside.home(work.sandbox), work.session)
             return journal, journal - row["cursor"]
 
         begun = lag()[0]

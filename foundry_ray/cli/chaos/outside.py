@@ -57,26 +57,6 @@ class Outside:
         """Return the home of a sandbox."""
         return self.places.sandboxes / sandbox / "home"
 
-    def journal(self, sandbox: str, server: str) -> list[dict[str, Any]]:
-        """Return the whole records of a journal in their order."""
-        records = []
-        for path in self._segments(sandbox, server):
-            content = path.read_bytes()
-            for line in content[: content.rfind(b"\n") + 1].splitlines():
-                records.append(json.loads(line))
-        return records
-
-    def count_journal(self, sandbox: str, server: str) -> int:
-        """Return how many records a journal holds now, without reading all of them."""
-        paths = self._segments(sandbox, server)
-        if not paths:
-            return 0
-        return int(paths[-1].stem) - 1 + paths[-1].read_bytes().count(b"\n")
-
-    def _segments(self, sandbox: str, server: str) -> list[Path]:
-        folder = self.home(sandbox) / ".foundry" / "journal" / server
-        return sorted(folder.glob("*.jsonl"))
-
     def witness(self, sandbox: str) -> list[str]:
         """Return the message ids that the agent itself wrote down when it got them."""
         path = self.home(sandbox) / ".foundry" / "witness.jsonl"
@@ -94,6 +74,28 @@ class Outside:
         """Return the commit of a branch in the forge's own git directory; empty without one."""
         git = self.settings.data_dir / "forge" / "repositories" / "acme" / "demo.git"
         return _resolve(git, f"ref: refs/heads/{branch}")
+
+
+def read_journal(home: Path, server: str) -> list[dict[str, Any]]:
+    """Return the whole records of a journal in their order."""
+    records = []
+    for path in _segments(home, server):
+        content = path.read_bytes()
+        for line in content[: content.rfind(b"\n") + 1].splitlines():
+            records.append(json.loads(line))
+    return records
+
+
+def count_journal(home: Path, server: str) -> int:
+    """Return how many records a journal holds now, without reading all of them."""
+    paths = _segments(home, server)
+    if not paths:
+        return 0
+    return int(paths[-1].stem) - 1 + paths[-1].read_bytes().count(b"\n")
+
+
+def _segments(home: Path, server: str) -> list[Path]:
+    return sorted((home / ".foundry" / "journal" / server).glob("*.jsonl"))
 
 
 def _resolve(git: Path, word: str) -> str:

@@ -40,7 +40,6 @@ class Plan:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._round: list[Cell] = []
-        self._missed: Counter[Cell] = Counter()
         self.struck: Counter[Cell] = Counter()
 
     def next(self) -> Cell:
@@ -55,13 +54,7 @@ class Plan:
 
     def missed(self, cell: Cell) -> None:
         """Note that the moment did not come: the cell has its turn again at the round's end."""
-        self._missed[cell] += 1
         self._round.append(cell)
-
-    @property
-    def lacking(self) -> dict[Cell, int]:
-        """How many kills each cell still lacks."""
-        return {cell: WANTED - self.struck[cell] for cell in CELLS if self.struck[cell] < WANTED}
 
     def _fill(self) -> list[Cell]:
         """Return one round: each cell that has the fewest kills, and each moment, shuffled."""

@@ -67,7 +67,7 @@ class Report(BaseModel):
     kills: list[Kill] = []
     findings: list[Finding] = []
     load: dict[str, int] = {}
-    facts: dict[str, Any] = {}
+    open_issues: list[dict[str, Any]] = []
 
     def conclude(self) -> None:
         """Decide: something was killed, and nothing broke."""
@@ -83,7 +83,9 @@ def lines(report: Report) -> list[str]:
     if back:
         middle, last = back[len(back) // 2], back[-1]
         said.append(f"  back after {middle:.1f} s (median), {last:.1f} s (longest)")
-    said += ["  " + ", ".join(f"{value} {name}" for name, value in report.load.items()), ""]
+    said.append("  " + ", ".join(f"{value} {name}" for name, value in report.load.items()))
+    said += [f"  open issue: {one}" for one in report.open_issues]
+    said.append("")
     for finding in report.findings:
         looked = ", ".join(f"{value} {name}" for name, value in finding.looked_at.items())
         said.append(f"{'FAIL' if finding.broken else 'ok  '}  {finding.name}: {looked}")

@@ -127,7 +127,7 @@ class Run:
             invariants.nothing_half_done(rows),
             invariants.ended_without_help(load.troubles, len(load.works)),
         ]
-        report.facts["open_issues"] = await asyncio.to_thread(
+        report.open_issues = await asyncio.to_thread(
             self._outside.query,
             "SELECT code, entity, workflow, step, message FROM rt_issue WHERE resolved_at IS NULL",
         )

@@ -29,7 +29,7 @@ def test_three_rounds_strike_every_cell_three_times_and_each_moment() -> None:
     for _ in range(WANTED * (len(CELLS) + len(MOMENTS))):
         plan.hit(plan.next())
 
-    assert not plan.lacking
+    assert [plan.struck[cell] for cell in CELLS] == [WANTED] * len(CELLS)
     for moment in MOMENTS:
         assert sum(n for cell, n in plan.struck.items() if cell.phase == moment) == WANTED
 
