@@ -25,6 +25,7 @@ from foundry_ray.runtime.failpoints import Snare
 # Seconds that are waited for a part to be back before the next kill.
 BACK_PATIENCE = {"Serve replica": 12.0, "PostgreSQL": 60.0}
 OTHERS_PATIENCE = 4.0
+LAST_TRIES = 5  # for the kill after which everything must be well in ten seconds
 LEFT_WITHIN = 0.03  # seconds after a prompt left in which it is followed by the kill
 _LOOK = 0.2
 
@@ -34,6 +35,7 @@ STEP_CLAIMED = (points.STEP_CLAIMED,)
 _OPEN = """
 SELECT state, round(extract(epoch FROM clock_timestamp() - xact_start) * 1000)::int AS ms
 FROM pg_stat_activity WHERE application_name = left(%s, 63) AND xact_start IS NOT NULL
+ORDER BY xact_start
 """
 _CLAIMED = "SELECT step, attempt FROM rt_run WHERE entity_key = %s AND state = 'claimed'"
 _HOST = "SELECT host, epoch FROM rt_entity WHERE key = %s"
@@ -69,20 +71,34 @@ class Striker:
         self._watching: set[asyncio.Task[None]] = set()
 
     async def run(self, until: float) -> None:
-        """Kill one after the other until the monotonic clock says *until*."""
+        """Kill one after the other until the monotonic clock says *until*; once more then."""
         while time.monotonic() < until:
-            cell = self.plan.next()
-            try:
-                kill = await self._strike(cell)
-            except Unavailable as trouble:  # what had to be looked at is not back yet
-                self._tell(f"{cell.role}, {cell.phase}: {trouble.message}")
-                kill = None
-                await asyncio.sleep(1)
-            if kill is None:
-                self.plan.missed(cell)
-                continue
+            if kill := await self._next():
+                await self._healed(kill, until)
+        for _ in range(LAST_TRIES):
+            if await self._next():
+                return
+
+    async def _next(self) -> Kill | None:
+        """Strike the next cell; it has its turn again if its moment does not come."""
+        cell = self.plan.next()
+        began = time.monotonic()
+        try:
+            kill = await self._strike(cell)
+            why = "its moment did not come"
+        except Unavailable as trouble:  # what had to be looked at is not back yet
+            kill, why = None, trouble.message
+            await asyncio.sleep(1)
+        if kill is None:
+            self.plan.missed(cell)
+            waited = time.monotonic() - began
+            self._tell(
+                f"{time.monotonic() - self.began:7.2f} s  no kill of {cell.role}, {cell.phase},"
+                f" after {waited:.0f} s: {why}"
+            )
+        else:
             self.plan.hit(cell)
-            await self._healed(kill, until)
+        return kill
 
     @staticmethod
     async def _healed(kill: Kill, until: float) -> None:
