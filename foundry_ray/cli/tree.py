@@ -54,7 +54,12 @@ def describe() -> list[dict[str, Any]]:
                     for message in actor.messages()
                 ],
                 "workflows": [
-                    {"kind": workflow.kind, "steps": [step.name for step in workflow.steps]}
+                    {
+                        "kind": workflow.kind,
+                        "version": workflow.version,
+                        "steps": [step.name for step in workflow.steps],
+                        "undo": {step.name: step.undo.name for step in workflow.steps if step.undo},
+                    }
                     for workflow in actor.workflows
                 ],
                 "tables": [str(table.__tablename__) for table in actor.tables],  # type: ignore[attr-defined]
@@ -104,7 +109,10 @@ def _sections() -> Iterator[str]:
             yield "- supervises what is below it"
         yield f"- tables: {', '.join(f'`{table}`' for table in kind['tables'])}"
         for workflow in kind["workflows"]:
-            yield f"- workflow `{workflow['kind']}`: {' → '.join(workflow['steps'])}"
+            undone = "".join(
+                f"; {step} is undone by {undo}" for step, undo in workflow["undo"].items()
+            )
+            yield f"- workflow `{workflow['kind']}`: {' → '.join(workflow['steps'])}{undone}"
         yield "\n| message | | meaning |\n| --- | --- | --- |"
         for message in kind["messages"]:
             yield f"| `{message['kind']}` | {message['type']} | {message['meaning']} |"

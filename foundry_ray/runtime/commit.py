@@ -107,16 +107,23 @@ async def _run(transaction: Transaction, key: str, change: RunChange, now: datet
         "step_input": Jsonb(given),
         "state": _state(change),
         "reported": run.reported,
+        "undo": Jsonb(run.undo),
+        "undoing": run.undoing,
+        "let_end": change.let_end,
         "now": now,
     }
     await transaction.execute(
         "INSERT INTO rt_run (id, entity_key, kind, version, input, step, step_input, state,"
-        " attempt, reported, created_at, updated_at)"
+        " attempt, reported, undo, undoing, created_at, updated_at)"
         " VALUES (%(id)s, %(entity_key)s, %(kind)s, %(version)s, %(input)s, %(step)s,"
-        " %(step_input)s, %(state)s, 0, %(reported)s, %(now)s, %(now)s)"
+        " %(step_input)s, %(state)s, 0, %(reported)s, %(undo)s, %(undoing)s, %(now)s, %(now)s)"
         " ON CONFLICT (id) DO UPDATE SET step = excluded.step, step_input = excluded.step_input,"
         " state = excluded.state, attempt = 0, reported = excluded.reported,"
-        " claimed_epoch = NULL, deadline = NULL, error = NULL, updated_at = excluded.updated_at",
+        " undo = excluded.undo, undoing = excluded.undoing,"
+        # A step that is let end keeps its claim: nobody begins the next one meanwhile.
+        " claimed_epoch = CASE WHEN %(let_end)s THEN rt_run.claimed_epoch END,"
+        " deadline = CASE WHEN %(let_end)s THEN rt_run.deadline END,"
+        " error = NULL, updated_at = excluded.updated_at",
         values,
     )
     if isinstance(following, Go):

@@ -32,6 +32,7 @@ class Holding:
         epoch: Ours; 0 before the first activation.
         runs: What is not over, by id.
         working: The runs whose step is being worked on here, by id.
+        leaving: Work on a step whose result counts no more, and which is let end.
         held: Runs claimed by an older activation that may still be working, with the
             instant from which their step may run again.
         troubled: Workflows and message kinds with an open issue (see ``issues``).
@@ -49,6 +50,7 @@ class Holding:
         self.epoch = 0
         self.runs: dict[str, Run] = {}
         self.working: dict[str, asyncio.Task[None]] = {}
+        self.leaving: set[asyncio.Task[None]] = set()
         self.held: dict[str, datetime] = {}
         self._predecessor: dict[str, Any] | None = None  # may still work on what is held
         self.troubled: set[str] = set()
@@ -189,7 +191,7 @@ class Holding:
             state = await self.actor_class.load(transaction, self.key)
             rows = await transaction.fetch(
                 "SELECT id, kind, version, input, step, step_input, state, attempt, reported,"
-                " error ->> 'code' AS error, claimed_epoch, deadline FROM rt_run"
+                " undo, undoing, error ->> 'code' AS error, claimed_epoch, deadline FROM rt_run"
                 " WHERE entity_key = %s",
                 (self.key,),
             )
@@ -214,6 +216,8 @@ class Holding:
             parked=row["state"] == "parked",
             error=row["error"] or "",
             version=row["version"],
+            undo=[(name, given) for name, given in row["undo"]],
+            undoing=row["undoing"],
         )
         # What this release does not understand stays as it is stored: the run's next step
         # says so, and parks it; everything else of the entity goes on.

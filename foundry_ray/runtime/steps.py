@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +99,7 @@ class Steps:
         for task in self._holding.working.values():
             task.cancel()
         self._holding.working.clear()
+        self._holding.leaving.clear()
         self.outcomes.clear()
 
     async def give_up(self) -> None:
@@ -192,6 +194,10 @@ class Steps:
         holding, letter = self._holding, outcome.letter
         if holding.working.get(outcome.run.id) is not outcome.task:
             return  # the run was cancelled or sent elsewhere meanwhile: this counts no more
+        if outcome.task in holding.leaving:
+            holding.leaving.discard(outcome.task)
+            del holding.working[outcome.run.id]
+            return  # the run was given up meanwhile: what was done will be undone
         if outcome.error is not None:
             await self._failed(outcome)
             return
@@ -201,10 +207,10 @@ class Steps:
         try:
             turn.advance(run, outcome.result)
             over = run.id not in holding.runs
-            if before.reported or (over and run.kind in holding.troubled):
-                solved = IssueResolved(entity=holding.key, workflow=run.kind)
+            if before.reported or (over and before.work in holding.troubled):
+                solved = IssueResolved(entity=holding.key, workflow=before.work)
                 turn.tell(keys.root_of(holding.key), solved)
-                holding.troubled.discard(run.kind)
+                holding.troubled.discard(before.work)
                 run.reported = False
             await self._turns.commit(turn, letter)
             holding.working.pop(run.id, None)
@@ -225,6 +231,13 @@ class Steps:
         except WorkflowUnknown:
             return None
 
+    def _hook(self, run: Run, *, again: bool) -> Callable[..., None]:
+        """Return what the run's workflow wants to do about a failure."""
+        workflow = self._holding.workflows.of(run)
+        if not run.undoing:
+            return workflow.on_retry if again else workflow.on_error
+        return workflow.on_undo_error if not again else lambda *_: None
+
     async def _failed(self, outcome: Outcome) -> None:
         """Count a failed attempt: try later, or park the run and report (S28)."""
         holding, letter, error = self._holding, outcome.letter, outcome.error
@@ -237,12 +250,12 @@ class Steps:
         again = bool(step and error.retryable and run.attempt < step.retry.max_attempts)
         turn = holding.turn()
         failure = Failure(
-            fingerprint=f"{run.kind}:{run.step}:{error.code}",
+            fingerprint=f"{run.work}:{run.step}:{error.code}",
             code=error.code,
             message=error.message,
             hint=error.hint,
             entity=holding.key,
-            workflow=run.kind,
+            workflow=run.work,
             step=run.step,
             attempt=max(run.attempt, 1),
             will_retry=again,
@@ -250,15 +263,14 @@ class Steps:
         run.reported = False  # what the hook ends has not been solved by that
         try:
             if step is not None:  # what nobody knows has no hook
-                workflow = holding.workflows.of(run)
-                hook = workflow.on_retry if again else workflow.on_error
+                hook = self._hook(run, again=again)
                 hook(holding.actor.state, run, error, turn)
         except Exception:  # a bug of ours; the failure itself must be recorded all the same
             log.exception("error_hook_failed", workflow=run.kind)
             await holding.reload()
             turn, run = holding.turn(), holding.runs[outcome.run.id]
             run.attempt = outcome.run.attempt
-        run.reported = True
+        run.reported = run.work == failure.workflow  # what is undone now will not succeed
         # The hook may end the run instead of parking it, or send it elsewhere.
         over = run.id not in holding.runs
         moved = any(change.run is run for change in turn.effects.runs)
@@ -282,9 +294,9 @@ class Steps:
             self._kernel.point(points.FAILURE_OPEN)
         self._kernel.point(points.AFTER_FAILURE)
         holding.working.pop(run.id, None)
-        holding.troubled.add(run.kind)
+        holding.troubled.add(failure.workflow)
         log.warning(
-            "step_undone", workflow=run.kind, failed=failure.step, attempt=run.attempt,
+            "step_undone", workflow=run.kind, failed=failure.step, attempt=failure.attempt,
             code=error.code, again=again,
         )  # fmt: skip
         self._turns.after(turn)

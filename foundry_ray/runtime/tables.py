@@ -121,6 +121,8 @@ class RtRun(SQLModel, table=True):
         state: ``pending`` a step is due; ``claimed`` it is being worked on; ``waiting``
             for a message; ``parked`` its attempts are used up.
         reported: An issue was reported for this run and is still open.
+        undo: What takes back its steps so far, by name and input; the last one last.
+        undoing: It was given up, and goes its way back.
     """
 
     __tablename__ = "rt_run"
@@ -136,6 +138,8 @@ class RtRun(SQLModel, table=True):
     state: str = Field(sa_type=Text)
     attempt: int = 0
     reported: bool = False
+    undo: list[Any] = json_field(default=list)
+    undoing: bool = False
     claimed_epoch: int | None = Field(default=None, sa_type=BigInteger)
     deadline: datetime | None = instant(nullable=True)
     error: dict[str, Any] | None = json_field(nullable=True)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlmodel import SQLModel
 
 from foundry_ray.core import keys
-from foundry_ray.core.errors import FoundryError
+from foundry_ray.core.errors import FoundryError, WrongState
 from foundry_ray.core.ids import new_id
 from foundry_ray.core.messages import (
     ChildFailed,
@@ -50,12 +50,17 @@ class Reply:
 
 @dataclass
 class RunChange:
-    """What becomes of a run."""
+    """What becomes of a run.
+
+    Attributes:
+        let_end: A step that is under way is let end before; its result counts no more.
+    """
 
     run: Run
     workflow: Workflow[Any]
     next: Next
     created: bool
+    let_end: bool = False
 
 
 @dataclass
@@ -229,8 +234,11 @@ class Turn:
 
         Raises:
             WorkflowUnknown: This release does not know the run's workflow.
+            WrongState: The run was given up, and goes its way back.
         """
         run = self._runs[run_id]
+        if run.undoing and not (isinstance(following, Go) and following.step.name == run.step):
+            raise WrongState("This work was given up.", workflow=run.kind, run_id=run_id)
         run.attempt = 0
         self._change(run, self._workflows.of(run), following, created=False)
 
@@ -243,7 +251,7 @@ class Turn:
     def fail(self, run_id: str, error: FoundryError) -> None:
         """Park a waiting run with an error: what it waited for will not come (S28)."""
         run = self._runs.get(run_id)
-        if run is None:
+        if run is None or run.undoing:
             return
         run.parked, run.reported, run.error = True, False, error.code
         workflow = self._workflows.of(run)
@@ -270,33 +278,83 @@ class Turn:
         """Return a run that is not over, or None."""
         return self._runs.get(run_id) if run_id else None
 
+    def runs(self) -> list[Run]:
+        """Return the runs that are not over."""
+        return list(self._runs.values())
+
     def cancel(self, run_id: str | None) -> None:
-        """End a run that is not over; its step's result will be ignored.
+        """End a run that is not over; its step's result will be ignored, and nothing is undone.
 
         A failure that was reported for it is solved: the work is not wanted any more.
         """
         if run_id and (run := self._runs.pop(run_id, None)):
             self.effects.cancelled.append(run_id)
             if run.reported:
-                solved = IssueResolved(entity=self.key, workflow=run.kind)
+                solved = IssueResolved(entity=self.key, workflow=run.work)
                 self.tell(keys.root_of(self.key), solved)
+
+    def undo(self, run_id: str | None) -> None:
+        """Give up a run that is not over: what its steps did is undone, the last one first.
+
+        Each undo is a step of the run, with its attempts. A step that is under way is let
+        end before, here or elsewhere; its result will be ignored. Then the workflow hears of
+        it (``undone``). A failure that was reported for the run is solved, as by ``cancel``.
+
+        Raises:
+            WorkflowUnknown: This release does not know the run's workflow.
+        """
+        run = self._runs.get(run_id) if run_id else None
+        if run is None or run.undoing:
+            return
+        workflow = self._workflows.of(run)
+        if run.reported:
+            self.tell(keys.root_of(self.key), IssueResolved(entity=self.key, workflow=run.work))
+        run.reported, run.undoing = False, True
+        self._go_back(run, workflow, let_end=True)
+
+    def _go_back(self, run: Run, workflow: Workflow[Any], *, let_end: bool) -> None:
+        following: Next = Done()
+        if run.undo:
+            name, given = run.undo.pop()
+            step = workflow.step_named(name)
+            following = Go(step, step.input_type.model_validate(given))
+        else:
+            workflow.undone(self._state, run, self)
+        run.attempt = 0
+        self._change(run, workflow, following, created=False, let_end=let_end)
 
     def advance(self, run: Run, result: Any) -> None:
         """Let the workflow take a step's result; called by the kernel."""
         workflow = self._workflows.of(run)
+        if run.undoing:
+            self._go_back(run, workflow, let_end=False)
+            return
         run.attempt = 0
         following = workflow.next(self._state, run, result, self)
-        if run.id not in self.effects.cancelled:
+        if run.id not in self.effects.cancelled and not run.undoing:
             self._change(run, workflow, following, created=False)
 
-    def _change(self, run: Run, workflow: Workflow[Any], following: Next, *, created: bool) -> None:
+    def _change(
+        self,
+        run: Run,
+        workflow: Workflow[Any],
+        following: Next,
+        *,
+        created: bool,
+        let_end: bool = False,
+    ) -> None:
         if isinstance(following, Go):
             run.step = following.step.name
             run.step_input = following.input.model_dump(mode="json")
+            if (back := following.step.undo) is not None and not run.undoing:
+                # From now on it may happen, even if nobody will know.
+                taken = (back.name, run.step_input)
+                if taken not in run.undo:
+                    run.undo.append(taken)
         run.parked, run.error = False, ""
         if isinstance(following, Done):
             self._runs.pop(run.id, None)
-        self.effects.runs.append(RunChange(run, workflow, following, created))
+        self.effects.runs.append(RunChange(run, workflow, following, created, let_end))
 
     @staticmethod
     def waiting() -> Wait:

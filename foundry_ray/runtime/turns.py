@@ -129,11 +129,16 @@ class Turns:
         """Ring the doorbells and let replies leave; only now, after COMMIT."""
         holding, effects = self._holding, turn.effects
         holding.moved_at = self._kernel.clock.now()
+        let_end = {change.run.id for change in effects.runs if change.let_end}
         # What was cancelled, or sent elsewhere, by somebody else than its own step.
         for run_id in (*effects.cancelled, *(change.run.id for change in effects.runs)):
-            task = holding.working.pop(run_id, None)
-            if task is not None:
+            if (task := holding.working.get(run_id)) is None:
+                continue
+            if run_id in let_end and run_id in holding.runs:
+                holding.leaving.add(task)
+            else:
                 task.cancel()
+                del holding.working[run_id]
         for reply in effects.replies:
             self._doors.answer(reply.command_id)
         for target in dict.fromkeys(mail.target for mail in effects.mail):

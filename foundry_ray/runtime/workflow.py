@@ -63,6 +63,8 @@ class Step(Generic[I, R]):
         name: Stored for ever, in kebab case.
         work: ``async (tools, input, context) -> result``.
         timeout: Deadline of one attempt.
+        undo: What takes it back, given the same input; it looks before it acts, since the
+            step may never have happened.
     """
 
     name: str
@@ -71,16 +73,23 @@ class Step(Generic[I, R]):
     result_type: type[R]
     timeout: timedelta
     retry: RetryPolicy
+    undo: Step[Any, Any] | None = None
 
 
 def step(
-    name: str, *, timeout: timedelta, retry: RetryPolicy | None = None
+    name: str,
+    *,
+    timeout: timedelta,
+    retry: RetryPolicy | None = None,
+    undo: Step[Any, Any] | None = None,
 ) -> Callable[[Callable[[Any, I, StepContext], Awaitable[R]]], Step[I, R]]:
     """Make a step of an async function; its name, time and patience are said beside the work."""
 
     def decorate(work: Callable[[Any, I, StepContext], Awaitable[R]]) -> Step[I, R]:
         hints = get_type_hints(work)
         parameters = list(inspect.signature(work).parameters)
+        if undo is not None and undo.input_type is not hints[parameters[1]]:
+            raise TypeError(f"{undo.name} cannot undo {name}: its input is another one")
         return Step(
             name=name,
             work=work,
@@ -88,6 +97,7 @@ def step(
             result_type=hints["return"],
             timeout=timeout,
             retry=retry or RetryPolicy(),
+            undo=undo,
         )
 
     return decorate
@@ -122,6 +132,9 @@ class Run:
         input: As the workflow's ``input_type``; as stored if nobody here knows that.
         error: Code of the error for which it is parked.
         version: The workflow's, when the run began; it ends by the same one.
+        undo: What takes back the steps that may have happened, the last one last: the name
+            of a step, and its input.
+        undoing: The run was given up, and goes its way back.
     """
 
     id: str
@@ -134,6 +147,13 @@ class Run:
     parked: bool = False
     error: str = ""
     version: int = 1
+    undo: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    undoing: bool = False
+
+    @property
+    def work(self) -> str:
+        """The name of this work in issues: to undo it is another work than to do it."""
+        return f"{self.kind}.undo" if self.undoing else self.kind
 
 
 class Workflow(ABC, Generic[S]):
@@ -170,15 +190,25 @@ class Workflow(ABC, Generic[S]):
     def on_retry(self, state: S, run: Run, error: FoundryError, turn: Turn) -> None:
         """Show that an attempt failed and another one follows; by default nothing is shown."""
 
+    def undone(self, state: S, run: Run, turn: Turn) -> None:
+        """Say that all is undone: the run, which was given up, is over. By default nothing."""
+
+    def on_undo_error(self, state: S, run: Run, error: FoundryError, turn: Turn) -> None:
+        """Show that an undo's attempts are used up: the run is parked. By default nothing.
+
+        The kernel reports the issue, as for every step.
+        """
+
     def step_named(self, name: str) -> Step[Any, Any]:
-        """Return the step with this stored name.
+        """Return the step, or the undo of a step, with this stored name.
 
         Raises:
             WorkflowUnknown: No step of this workflow is called so.
         """
         for known in self.steps:
-            if known.name == name:
-                return known
+            for found in (known, known.undo):
+                if found is not None and found.name == name:
+                    return found
         raise unknown(self.kind, self.version, name)
 
 

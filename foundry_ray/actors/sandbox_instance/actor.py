@@ -189,9 +189,10 @@ class SandboxInstanceActor(Actor[SandboxState]):
         """Go on with what waited for a credential."""
         row = self.state.sandbox
         if event.purpose == "clone":
-            if row.run_id is not None and turn.run(row.run_id) is not None:
+            run = turn.run(row.run_id)
+            if run is not None and not run.undoing:
                 show(self.state, turn, "cloning")
-                turn.go(row.run_id, Provision().continue_with(self.state, event.secret_id))
+                turn.go(run.id, Provision().continue_with(self.state, event.secret_id))
         elif row.push_run_id is not None and event.purpose == f"push/{row.push_run_id}":
             turn.go(row.push_run_id, PushOut().continue_with(self.state, event.secret_id))
 
@@ -207,7 +208,7 @@ class SandboxInstanceActor(Actor[SandboxState]):
 
     @handles
     def stop(self, command: StopSandbox, turn: Turn) -> None:
-        """End the processes and keep the files."""
+        """End the processes and keep the files; what is half made is destroyed."""
         self._end(turn, delete=False)
 
     @handles
@@ -219,14 +220,18 @@ class SandboxInstanceActor(Actor[SandboxState]):
         row = self.state.row
         if row is None:
             raise Unavailable("The sandbox is not asked for yet; its end is tried again.")
-        turn.cancel(row.run_id)
-        turn.cancel(row.push_run_id)
-        turn.cancel(row.changes_run_id)
-        for session in self.state.sessions.values():
-            turn.cancel(session.run_id)
-        row.run_id = row.push_run_id = row.changes_run_id = None
+        for run in turn.runs():
+            if run.kind not in (Provision.kind, EndSandbox.kind):
+                turn.cancel(run.id)
+        row.push_run_id = row.changes_run_id = None
+        making = turn.run(row.run_id)
+        if making is None:
+            turn.start(EndSandbox.kind, End(delete=delete))
+        elif making.undoing and making.parked:
+            turn.retry(making.id)
+        else:
+            turn.undo(making.id)  # nothing in a half-made sandbox is worth keeping
         turn.put(row)
-        turn.start(EndSandbox.kind, End(delete=delete))
 
 
 def _error(trouble: Trouble) -> FoundryError:

@@ -373,6 +373,8 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("reported", sa.Boolean(), nullable=False),
+        sa.Column("undo", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("undoing", sa.Boolean(), nullable=False),
         sa.Column("claimed_epoch", sa.BigInteger(), nullable=True),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),

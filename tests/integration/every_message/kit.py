@@ -184,7 +184,7 @@ def mail(target: Any, message: type[Message], /, **body: Any) -> Effect:
 
 def run(workflow: type[Workflow[Any]], step: Step[Any, Any] | None = None, **more: Any) -> Effect:
     """A run stands at a step, or waits without one."""
-    assert step is None or step in workflow.steps
+    assert step is None or step in (*workflow.steps, *(known.undo for known in workflow.steps))
     at = {"state": "waiting"} if step is None else {"state": "pending", "step": step.name}
     return Effect(name_of(RtRun), {"kind": workflow.kind, **at, **more})
 

@@ -196,13 +196,20 @@ CASES = (
         "sandbox_instance",
         DeleteSandbox(),
         (
-            run(EndSandbox, steps.delete_sandbox, input={"delete": True}),
-            row(SandboxInstance, run_id=None),
-            gone(RtRun, id="r1"),
+            run(Provision, steps.delete_sandbox, id="r1", undoing=True, undo=[]),
+            gone(RtRun, id="r2"),
         ),
         rows=(
-            sandbox("provisioning", run_id="r1"),
-            run_row(SANDBOX, "r1", Provision, step=steps.check_health.name, state="waiting"),
+            sandbox("provisioning", run_id="r1", push_run_id="r2"),
+            run_row(
+                SANDBOX,
+                "r1",
+                Provision,
+                step=steps.check_health.name,
+                state="waiting",
+                undo=[["delete-sandbox", {"provider": "local", "sandbox_id": "b1"}]],
+            ),
+            run_row(SANDBOX, "r2", PushOut, state="waiting", input={"by": ADA.model_dump()}),
         ),
     ),
 )

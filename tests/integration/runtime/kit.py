@@ -511,6 +511,10 @@ class Crashes:
         self.passed: list[str] = []
         self.world: World | None = None
 
+    def begin(self, at: int | None) -> None:
+        """Count from here."""
+        self.at, self.passed = at, []
+
     def point(self, name: str) -> None:
         self.passed.append(name)
         if self.at is not None and len(self.passed) == self.at:

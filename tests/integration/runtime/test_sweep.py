@@ -39,8 +39,9 @@ CREATE TEMPORARY TABLE made AS
 INSERT INTO rt_entity (key, kind, parent_key, root, epoch, revision, created_at)
     SELECT root || '/repo/' || n, 'repository', root, root, 1, 1, now() FROM made;
 INSERT INTO rt_run (id, entity_key, kind, version, input, step, step_input, state, attempt,
-    reported, created_at, updated_at)
+    reported, undo, undoing, created_at, updated_at)
     SELECT 'run' || n, root || '/repo/' || n, 'w', 1, '{{}}', 's', '{{}}', 'pending', 0, false,
+        '[]', false,
         now(), now() FROM made;
 
 -- Mail that was due and is done: as many dead rows in front of what is due now.

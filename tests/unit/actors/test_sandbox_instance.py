@@ -351,6 +351,35 @@ def test_an_end_cancels_what_runs_and_is_told(message: Any, step: str, state: st
     assert scene.state.row.state == state
 
 
+@pytest.mark.parametrize("message", [StopSandbox(), DeleteSandbox()])
+def test_what_is_half_made_is_destroyed_and_its_task_hears_of_it(message: Any) -> None:
+    scene = with_health()  # it waits for a credential, which comes too late
+    (scene.state.row.run_id,) = scene.runs
+
+    turn = scene.when(message)
+    assert begun(turn) == ["delete-sandbox"]
+    for late in (
+        CredentialReady(purpose="clone", secret_id="c1"),
+        CredentialRefused(purpose="clone", error=REFUSED),
+        message,
+    ):
+        turn = scene.when(late)
+        assert (begun(turn), told(turn)) == ([], [])
+    turn = scene.finish(Nothing())
+
+    assert told(turn) == [(TASK, SandboxEnded(state="deleted"))]
+    assert (scene.state.row.state, scene.state.row.run_id, scene.runs) == ("deleted", None, {})
+
+
+def test_what_could_not_be_destroyed_is_tried_again_when_asked() -> None:
+    scene = with_health()
+    scene.when(DeleteSandbox())
+    [run] = scene.runs.values()
+    run.parked = True  # as the kernel leaves it
+
+    assert begun(scene.when(DeleteSandbox())) == ["delete-sandbox"]
+
+
 def test_an_end_before_the_beginning_is_tried_again_and_not_forgotten() -> None:
     """Forgetting it would leave a sandbox that nobody wants."""
     for message in (StopSandbox(), DeleteSandbox()):

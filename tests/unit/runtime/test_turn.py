@@ -68,6 +68,17 @@ def a_row() -> RepositoryRef:
     )
 
 
+def test_a_step_is_undone_by_one_with_the_same_input() -> None:
+    async def work(tools: None, input: Failure, context: StepContext) -> Nothing:
+        return Nothing()
+
+    decorate = make_step("third", timeout=timedelta(seconds=1), undo=first)
+
+    with pytest.raises(TypeError, match="first cannot undo third"):
+        decorate(work)
+    assert make_step("third", timeout=timedelta(seconds=1), undo=second)(work).undo is second
+
+
 def test_a_step_knows_its_types_and_patience() -> None:
     assert (first.name, first.input_type, first.result_type) == ("first", Nothing, Nothing)
     assert (second.input_type, second.retry.max_attempts) == (Failure, 1)

@@ -22,6 +22,20 @@ from foundry_ray.providers.base import SandboxSpec
 from foundry_ray.runtime.workflow import Nothing, StepContext, step
 
 
+@step("stop-sandbox", timeout=timedelta(minutes=1), retry=PATIENT)
+async def stop_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
+    """End the sandbox's processes; files stay."""
+    await tools.providers[input.provider].stop(input.sandbox_id)
+    return Nothing()
+
+
+@step("delete-sandbox", timeout=timedelta(minutes=1), retry=PATIENT)
+async def delete_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
+    """Destroy the sandbox; one that is gone counts as destroyed."""
+    await tools.providers[input.provider].delete(input.sandbox_id)
+    return Nothing()
+
+
 class Created(Value):
     """A sandbox exists; its bearer token lies sealed in the result."""
 
@@ -32,7 +46,7 @@ class Created(Value):
     sealed_token: str
 
 
-@step("create-sandbox", timeout=timedelta(minutes=3), retry=PATIENT)
+@step("create-sandbox", timeout=timedelta(minutes=3), retry=PATIENT, undo=delete_sandbox)
 async def create_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Created:
     """Create the sandbox, or find the one an earlier try made, and make up its token."""
     provider = tools.providers[input.provider]
@@ -85,18 +99,4 @@ async def check_health(tools: SandboxTools, input: Place, context: StepContext) 
     """Ask sandbox-agent whether it is well."""
     async with inside(tools, input, context) as agent:
         await agent.health()
-    return Nothing()
-
-
-@step("stop-sandbox", timeout=timedelta(minutes=1), retry=PATIENT)
-async def stop_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
-    """End the sandbox's processes; files stay."""
-    await tools.providers[input.provider].stop(input.sandbox_id)
-    return Nothing()
-
-
-@step("delete-sandbox", timeout=timedelta(minutes=1), retry=PATIENT)
-async def delete_sandbox(tools: SandboxTools, input: Place, context: StepContext) -> Nothing:
-    """Destroy the sandbox; one that is gone counts as destroyed."""
-    await tools.providers[input.provider].delete(input.sandbox_id)
     return Nothing()

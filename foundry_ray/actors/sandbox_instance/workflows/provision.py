@@ -19,6 +19,7 @@ from foundry_ray.actors.sandbox_instance.workflows.common import (
     place,
     show,
 )
+from foundry_ray.actors.task.messages import SandboxEnded
 from foundry_ray.actors.task_session.messages import (
     AgentSessionFailed,
     AgentSessionOpened,
@@ -155,6 +156,18 @@ class Provision(Workflow[SandboxState]):
         turn.put(state.sandbox)
         phase = "cloning" if run.step == "check-health" and run.parked else PHASE_OF[run.step]
         show(state, turn, phase, "failed", attempt=max(run.attempt, 1), error=error)
+
+    def undone(self, state: SandboxState, run: Run, turn: Turn) -> None:
+        """Nobody wanted it any more, and nothing of it is left; tell the task."""
+        row = state.sandbox
+        row.state, row.run_id = "deleted", None
+        turn.put(row)
+        turn.tell(row.task_key, SandboxEnded(state="deleted"))
+
+    def on_undo_error(self, state: SandboxState, run: Run, error: FoundryError, turn: Turn) -> None:
+        """The run stays parked; the issue says that the sandbox may still be there."""
+        state.sandbox.state = "error"
+        turn.put(state.sandbox)
 
 
 class Opening(Value):
