@@ -22,6 +22,7 @@ import psycopg
 
 from foundry_ray.cli import disks, drain
 from foundry_ray.cli.leftovers import Report, end_leftovers, end_sandboxes
+from foundry_ray.cli.parts import Parts
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import is_free
 from foundry_ray.cli.processes import (
@@ -43,6 +44,7 @@ from foundry_ray.core.processes import ProcessRecord, is_still
 from foundry_ray.core.settings import Settings
 
 DEPLOY = ("-m", "foundry_ray.cluster.deploy")
+EDGE, APPLICATIONS = "edge", "Serve applications"
 DEPLOY_PATIENCE = 120.0  # seconds; 10 to 20 are usual
 READY_PATIENCE = 60.0
 EDGE_PERIOD = 5.0  # seconds between two looks at the edge
@@ -110,6 +112,7 @@ class Node:
         self._exits: dict[int, int] = {}
         self._stop_asked = False
         self._exported = ""
+        self._parts = Parts(self._clock)
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self, on_ready: Callable[[NodeFile], None]) -> None:
@@ -159,6 +162,7 @@ class Node:
 
     def _begin(self, service: Service) -> None:
         service.start()
+        self._parts.mark(service.name, "starting")
         self._born[service.name] = time.monotonic()
         self._write()
 
@@ -179,6 +183,7 @@ class Node:
                     log_tail=service.said(),
                 )
             self._pump(0.05)
+        self._parts.mark(service.name, "running")
         self._report(_line(service.name, "ready", time.monotonic() - began))
 
     def _step(self, name: str, log: str, arguments: list[str]) -> None:
@@ -205,7 +210,9 @@ class Node:
         self._report(_line(name, "done", time.monotonic() - began))
 
     def _deploy(self) -> None:
-        self._step("Serve applications", "deploy", self._deploy_arguments)
+        for name in (EDGE, APPLICATIONS):
+            self._parts.mark(name, "starting")
+        self._step(APPLICATIONS, "deploy", self._deploy_arguments)
         began = time.monotonic()
         while (said := self._ask_edge("/readyz")) != 200:
             if time.monotonic() - began > READY_PATIENCE:
@@ -214,7 +221,9 @@ class Node:
                     hint=f"read {self._places.logs} and {self._settings.run_dir / 'ray'}",
                 )
             self._pump(0.1)
-        self._report(_line("edge", "ready", time.monotonic() - began))
+        for name in (EDGE, APPLICATIONS):
+            self._parts.mark(name, "running")
+        self._report(_line(EDGE, "ready", time.monotonic() - began))
 
     def _ask_edge(self, path: str) -> int:
         """Return the status that the edge answers; 0 if it does not."""
@@ -234,16 +243,34 @@ class Node:
             if now - looked < EDGE_PERIOD:
                 continue
             looked = now
-            if self._ask_edge("/healthz"):
+            if self._look_at_edge():
                 answered = time.monotonic()
             elif now - answered > EDGE_PATIENCE:
                 self._revive(self._ray, "the edge does not answer")
                 answered = time.monotonic()
             self._write()
 
+    def _look_at_edge(self) -> bool:
+        """Ask the edge and, through it, the applications; return whether the edge answers."""
+        alive, said = self._ask_edge("/healthz") != 0, self._ask_edge("/readyz")
+        if alive:
+            self._parts.mark(EDGE, "running")
+        else:
+            self._parts.mark(EDGE, "away", "it does not answer")
+        if said == 200:
+            self._parts.mark(APPLICATIONS, "running")
+        else:
+            self._parts.mark(APPLICATIONS, "away", f"/readyz says {said or 'nothing'}")
+        return alive
+
     def _revive(self, service: Service, trouble: str) -> None:
         """Start a dead service anew until it stays, pausing longer each time."""
         while True:
+            self._parts.mark(service.name, "away", trouble)
+            if service is self._ray:
+                for name in (EDGE, APPLICATIONS):
+                    self._parts.mark(name, "away", f"{service.name}: {trouble}")
+            self._write()
             if time.monotonic() - self._born[service.name] > STABLE_AFTER:
                 self._deaths[service.name] = 0
             pause = min(LONGEST_BACKOFF, 0.5 * 2 ** self._deaths[service.name] - 0.5)
@@ -367,6 +394,7 @@ class Node:
             ports={} if plan is None else plan.ports,
             edge=(self._settings.host, self._settings.port),
             ray_environment={} if plan is None else plan.client,
+            parts=self._parts.all(),
         )
         exports = "".join(
             f"export {k}={shlex.quote(v)}\n" for k, v in written.ray_environment.items()

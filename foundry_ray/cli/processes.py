@@ -19,6 +19,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from foundry_ray.cli.parts import Part
 from foundry_ray.core.errors import Internal
 from foundry_ray.core.processes import ProcessRecord, is_still, look_at
 
@@ -64,6 +65,7 @@ class NodeFile(BaseModel):
         ports: What the fixed ports are for, by number.
         edge: Host and port where the edge was told to listen.
         ray_environment: What Ray's own tools need in their environment to reach our Ray.
+        parts: What the supervisor last saw of each part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +81,7 @@ class NodeFile(BaseModel):
     ports: dict[int, str] = {}
     edge: tuple[str, int]
     ray_environment: dict[str, str] = {}
+    parts: tuple[Part, ...] = ()
 
     def write(self, path: Path) -> None:
         """Replace the file as a whole: a reader sees the old one or this one."""

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from foundry_ray.cli import disks
 from foundry_ray.cli.disks import Disk
 from foundry_ray.cli.output import DataDir, Json, say, say_json, table
+from foundry_ray.cli.parts import Part
 from foundry_ray.cli.places import Places
 from foundry_ray.cli.ports import Listener, Ours, listening
 from foundry_ray.cli.processes import NodeFile, Recorded, carrying, members, recorded, since
@@ -47,6 +48,7 @@ class Status(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     state: Literal["up", "down", "degraded"]
+    parts: list[Part] = []
     urls: dict[str, str]
     ports: list[Port]
     processes: list[Process]
@@ -94,6 +96,7 @@ def look(settings: Settings) -> Status:
     )
     return Status(
         state=_state(settings, written, any_running=bool(running)),
+        parts=list(written.parts) if written.supervisor.running else [],
         urls=written.urls if running else {},
         ports=[_port(one) for one in ports],
         processes=processes,
@@ -135,13 +138,22 @@ def _print(found: Status) -> None:
         say(f"  {'disk':<14} {disk.free_mib:,} MiB free at {disk.path}")
         if disk.hint:
             say(f"  {'':<14} -> {disk.hint}")
+    now = SystemClock().now()
+    if found.parts:
+        say()
+        table(
+            [
+                (one.name, one.state, since(one.since, now), str(one.restarts), one.trouble)
+                for one in found.parts
+            ],
+            ("part", "state", "for", "restarts", "last trouble"),
+        )
     if found.ports:
         say()
         rows = [(one.name, f"{one.address}:{one.port}", one.reason or "") for one in found.ports]
         table(rows, ("port", "address", "reason"))
     if found.processes:
         say()
-        now = SystemClock().now()
         table(
             [
                 (one.name, str(one.pid), str(one.state), since(one.started_at, now))

@@ -130,6 +130,17 @@ async def test_a_node_starts_heals_listens_on_loopback_only_and_leaves_nothing(
     os.kill(postgres, signal.SIGKILL)
     await eventually(lambda: node.pids("PostgreSQL") not in ([], [postgres]), timeout=15)
 
+    # -- and the status says what came back
+    def told() -> bool:
+        parts = {one["name"]: one for one in node.status()["parts"]}
+        assert {one["state"] for one in parts.values()} == {"running"}, parts
+        assert parts["Ray"]["restarts"] == parts["PostgreSQL"]["restarts"] == 1, parts
+        assert parts["edge"]["restarts"] >= 1 <= parts["Serve applications"]["restarts"], parts
+        assert "raylet" in parts["Ray"]["trouble"]
+        return True
+
+    assert await eventually(told, timeout=30, every=0.5)
+
     # -- down ends every process that was ever seen, within ten seconds
     everything = node.pids()
     node.down()
