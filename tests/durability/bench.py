@@ -258,6 +258,9 @@ async def quiet(database: Database, root: str, *, released: bool) -> None:
         found = await rows(database, root)
         # Whoever died while it let go stands there as host until the entity has mail again.
         free = all(pid is None or started(int(pid)) is None for *_, pid in found["rt_entity"])
-        return not found["rt_mailbox"] and not found["rt_run"] and (free or not released)
+        assert not found["rt_mailbox"], found
+        assert not found["rt_run"], found
+        assert free or not released, found
+        return True
 
     await eventually(nothing, PATIENCE, every=0.1)

@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from foundry_ray.cli.demo.client import Browser
+from foundry_ray.runtime.points import POINTS
 from tests.durability.outside import adopt_orphans
 from tests.e2e.conftest import Acme, Foundry
 from tests.helpers import eventually
@@ -36,6 +39,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for left_out in collect_ignore:
         terminalreporter.write_line(f"{left_out} was left out: it needs root")
     lines = config.stash[REPORT].read_text().splitlines()
+    died = Counter(
+        fact["point"]
+        for fact in map(json.loads, lines)
+        if "point" in fact and fact.get("exit") == -signal.SIGKILL
+    )
+    if died:
+        terminalreporter.section("crash points, and how often a process was killed there")
+        for point in POINTS:
+            terminalreporter.write_line(f"{point:<16} {died[point]:>3}")
     if lines:
         terminalreporter.section(f"evidence ({config.stash[REPORT]})")
         for line in lines:
