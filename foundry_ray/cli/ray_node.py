@@ -24,7 +24,7 @@ from foundry_ray.core.settings import Settings
 NAMESPACE = "foundry"
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # entities pass ids, so little ever goes there
-PRELOADED = "foundry_ray.cluster.loopback"
+PRELOADED = "foundry_ray.cluster.loopback,foundry_ray.cluster.leaving"
 VITAL = ("gcs_server", "raylet")
 
 # An operator's own settings for another Ray must not reach ours.

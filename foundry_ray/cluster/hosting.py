@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from foundry_ray import bootstrap
+from foundry_ray.cluster import leaving
 from foundry_ray.cluster.directory import DONE, ENDED, FAILED, Directory
 from foundry_ray.cluster.hints import Hinter
 from foundry_ray.core import keys, logging, settings
@@ -178,6 +179,8 @@ class ActorHost:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 activation = await self._open(stack, hosted)
+                loop = asyncio.get_running_loop()
+                leaving.on_sigterm(lambda: loop.call_soon_threadsafe(activation.drain))
                 self._crashed = True  # unless it ends in good order
                 await activation.run()
                 self._crashed = not activation.activated.is_set()

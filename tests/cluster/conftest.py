@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from foundry_ray.cli.ray_node import PRELOADED
 from foundry_ray.core import settings
 from foundry_ray.core.ids import new_id
 from foundry_ray.store.embedded import EmbeddedPostgres
@@ -28,6 +29,7 @@ _TOKEN.chmod(0o600)
 os.environ |= {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN_PATH": str(_TOKEN),
+    "RAY_preload_python_modules": PRELOADED,
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 only, whatever its name says
     "RAY_USAGE_STATS_ENABLED": "0",
 }

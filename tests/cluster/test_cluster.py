@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -159,6 +161,32 @@ async def test_a_sleeping_process_that_was_replaced_cannot_commit(office: Office
     assert await office.summaries(key) == ["before", "meanwhile", "afterwards"]
 
 
+async def test_sigterm_lets_an_actor_finish_its_turn_release_and_exit(office: Office) -> None:
+    key = "org/1/repo/8/history"
+    await office.ask(keys.APP, BeginSignIn(state_hash="6", return_to="/"))
+    await office.ask(key, record("before"))
+    idle = await office.health(key)
+    began = time.monotonic()
+
+    os.kill(idle["pid"], signal.SIGTERM)
+
+    await eventually(lambda: not runs(idle["pid"]))
+    print(f"gone after {time.monotonic() - began:.2f} s")
+    assert await office.host(key) is None
+
+    # -- with mail and a turn at any time
+    words = [f"word {number}" for number in range(40)]
+    asked = [asyncio.create_task(office.ask(key, record(word))) for word in words]
+    await eventually(office.has(key, "word 5"))
+    busy = await office.host(key)
+    os.kill(busy["pid"], signal.SIGTERM)
+    await eventually(lambda: not runs(busy["pid"]))
+    await asyncio.gather(*asked)
+    assert (await office.health(key))["epoch"] > idle["epoch"] + 1
+    written = await office.summaries(key)
+    assert sorted(written) == sorted(["before", *words])
+
+
 async def test_who_hands_over_to_a_stopped_process_is_not_kept_waiting(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +236,6 @@ async def test_supervisors_find_due_mail_that_nobody_rang_for_and_end_who_does_n
     other = "org/4/repo/6/history"
     await put("below a stopped supervisor", other)
     await eventually(office.has(other, "below a stopped supervisor"), timeout=20)
-    os.kill(supervisor, signal.SIGCONT)
 
     # -- a process that is stopped is ended, although Ray thinks it alive
     await office.ask(key, record("heard"))
@@ -217,6 +244,7 @@ async def test_supervisors_find_due_mail_that_nobody_rang_for_and_end_who_does_n
     await put("behind a stopped process")
     await eventually(office.has(key, "behind a stopped process"), timeout=30)
     await eventually(lambda: not runs(stopped))
+    await eventually(lambda: not runs(supervisor), timeout=30)
 
 
 async def test_an_actor_that_cannot_begin_says_so_and_frees_its_name(cluster: Cluster) -> None:
