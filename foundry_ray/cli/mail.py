@@ -76,7 +76,9 @@ async def ask(database: Database, key: str, command: Message) -> Any:
     Raises:
         Unavailable: Nobody answered; is Foundry up?
     """
-    client = Client(database, PatientWaker(database), SystemClock())
+    from foundry_ray.bootstrap import BY_KIND  # slow to import
+
+    client = Client(database, PatientWaker(database), SystemClock(), actors=BY_KIND)
     answer = await client.ask(key, command, scope="cli", patience=PATIENCE)
     if not answer.answered:
         raise Unavailable(

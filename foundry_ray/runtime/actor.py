@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
@@ -66,6 +66,11 @@ class Actor(Generic[S]):
         """Return the message classes that this kind takes, by kind."""
         return sorted(cls._handlers, key=lambda m: str(m.model_fields["kind"].default))
 
+    @classmethod
+    def takes(cls, message: Message) -> bool:
+        """Return whether this kind has a handler for such a message."""
+        return type(message) in cls._handlers
+
     def receive(self, message: Message, turn: Turn) -> Any:
         """Handle one message; return the reply.
 
@@ -85,3 +90,17 @@ class Actor(Generic[S]):
     def parent(self) -> str | None:
         """Key of the supervising entity."""
         return keys.parent_of(self.key)
+
+
+def admit(actors: Mapping[str, type[Actor[Any]]], target: str, message: Message) -> None:
+    """Refuse at the door what *target* would not take, so that it never becomes a row.
+
+    Args:
+        actors: The kinds known here; what is for another kind is admitted.
+
+    Raises:
+        InvalidInput: This kind of entity does not take such a message.
+    """
+    actor = actors.get(keys.kind_of(target))
+    if actor is not None and not actor.takes(message):
+        raise InvalidInput(f"{actor.actor_type} does not take {message.kind!r}.")

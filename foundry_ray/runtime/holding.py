@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from foundry_ray.core import keys
 from foundry_ray.core.errors import WorkflowUnknown
 from foundry_ray.runtime import commit, host, issues, points, supervision
-from foundry_ray.runtime.actor import Actor
+from foundry_ray.runtime.actor import Actor, admit
 from foundry_ray.runtime.commit import Fenced
 from foundry_ray.runtime.kernel import Kernel, LeaseElsewhere
 from foundry_ray.runtime.turn import Turn
@@ -244,5 +245,6 @@ class Holding:
             workflows=self.workflows,
             state=self.actor.state,
             runs=self.runs,
+            admit=partial(admit, self.kernel.actors),
             **told,
         )

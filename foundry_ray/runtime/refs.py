@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from foundry_ray.core.errors import (
 from foundry_ray.core.ids import new_id
 from foundry_ray.core.messages import Lane, Message
 from foundry_ray.runtime import mailbox
+from foundry_ray.runtime.actor import Actor, admit
 from foundry_ray.runtime.ports import Waker
 from foundry_ray.store.engine import Database, Transaction
 
@@ -63,11 +65,20 @@ class Client:
         limit: Messages that may wait for one entity, and ``MORE`` times as many for an
             organization; beyond it callers get ``busy``. Only what comes from outside is
             refused: what entities say to each other is promised already.
+        actors: The kinds of entities; what they do not take is refused with
+            ``invalid_input`` and never becomes a row.
     """
 
     def __init__(
-        self, database: Database, waker: Waker, clock: Clock, *, limit: int = 1000
+        self,
+        database: Database,
+        waker: Waker,
+        clock: Clock,
+        *,
+        limit: int = 1000,
+        actors: Mapping[str, type[Actor[Any]]] | None = None,
     ) -> None:
+        self._actors = {} if actors is None else actors
         self._database = database
         self._waker = waker
         self._clock = clock
@@ -94,6 +105,7 @@ class Client:
             Busy: The entity or its organization has too much mail; try again later.
             FoundryError: The entity refused, with its code.
         """
+        admit(self._actors, target, command)
         now = self._clock.now()
         digest = request_hash(command, target)
         command_id = new_id()
@@ -129,6 +141,7 @@ class Client:
 
     async def tell(self, target: str, message: Message, *, sender: str = "client") -> None:
         """Send *message* durably, and go on."""
+        admit(self._actors, target, message)
         now = self._clock.now()
         async with self._database.transaction() as transaction:
             await self._room(transaction, target, message, now)
@@ -146,6 +159,7 @@ class Client:
         Raises:
             Unavailable: Too much waits for the entity; it must come again later.
         """
+        admit(self._actors, target, message)
         now = self._clock.now()
         async with self._database.transaction() as transaction:
             known = await accept(

@@ -6,6 +6,7 @@ be true after the commit: rows, messages, timers, runs, feed items and replies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -114,6 +115,7 @@ class Turn:
         workflows: Workflows | None = None,
         state: Any = None,
         runs: dict[str, Run] | None = None,
+        admit: Callable[[str, Message], None] = lambda _target, _message: None,
     ) -> None:
         self.key = key
         self.now = now
@@ -125,16 +127,23 @@ class Turn:
         self._workflows = Workflows(()) if workflows is None else workflows
         self._state = state
         self._runs = {} if runs is None else runs
+        self._admit = admit
 
     # -- messages ----------------------------------------------------------------
 
     def tell(self, target: str, message: Message) -> None:
-        """Put a message into another entity's mailbox, and go on (S24)."""
+        """Put a message into another entity's mailbox, and go on (S24).
+
+        Raises:
+            InvalidInput: That kind of entity does not take such a message.
+        """
         keys.kind_of(target)
+        self._admit(target, message)
         self.effects.mail.append(Mail(target, message, self.key, self.now))
 
     def remind(self, name: str, after: timedelta, message: Message) -> None:
         """Put a message into the own mailbox that is due later; replaces one with this name."""
+        self._admit(self.key, message)
         self.effects.mail.append(Mail(self.key, message, self.key, self.now + after, timer=name))
 
     def forget(self, name: str) -> None:

@@ -104,7 +104,13 @@ class _Replica:
             Services(
                 settings=loaded,
                 database=database,
-                client=Client(database, waker, clock, limit=loaded.mailbox_limit),
+                client=Client(
+                    database,
+                    waker,
+                    clock,
+                    limit=loaded.mailbox_limit,
+                    actors=bootstrap.BY_KIND,
+                ),
                 outside=bootstrap.adapters(loaded, clock),
                 clock=clock,
                 checks={"ray": _ray, "app_actor": watch.check},

@@ -7,7 +7,14 @@ from datetime import timedelta
 
 import pytest
 
-from foundry_ray.core.errors import Busy, IdempotencyConflict, Internal, NotFound, WrongState
+from foundry_ray.core.errors import (
+    Busy,
+    IdempotencyConflict,
+    Internal,
+    InvalidInput,
+    NotFound,
+    WrongState,
+)
 from foundry_ray.runtime import mailbox
 from foundry_ray.runtime.activation import Activation
 from foundry_ray.runtime.refs import Client
@@ -232,6 +239,27 @@ async def test_who_asked_for_what_is_parked_hears_of_it(toys: World) -> None:
         await toys.client.look(answer.command_id)
 
 
+async def test_what_an_entity_does_not_take_is_refused_at_the_door(toys: World) -> None:
+    client = Client(toys.database, toys.host, toys.clock, actors=toys.kernel.actors)
+
+    with pytest.raises(InvalidInput, match="organization does not take"):
+        await client.tell(ROOT, Do(word="a"))
+    with pytest.raises(InvalidInput):
+        await client.ask(ROOT, Do(word="a"), scope="s", idempotency_key="k")
+    with pytest.raises(InvalidInput):
+        await client.receive(ROOT, Do(word="a"), scope="s", external_id="1", sender="x")
+
+    assert await toys.rows("SELECT 1 FROM rt_mailbox") == []
+    assert await toys.rows("SELECT 1 FROM rt_inbox_seen") == []
+
+
+async def test_an_entity_cannot_tell_another_what_that_does_not_take(toys: World) -> None:
+    with pytest.raises(InvalidInput):
+        await toys.ask(A, PassOn(words=["a"], to=[B, ROOT]))
+
+    assert await toys.rows("SELECT 1 FROM rt_mailbox") == []
+
+
 async def test_a_message_of_no_known_kind_is_parked_and_holds_nobody_up(toys: World) -> None:
     await toys.tell(A, Do(word="a"))
     await toys.execute("UPDATE rt_mailbox SET kind = 'runtime.unknown'")
@@ -240,6 +268,12 @@ async def test_a_message_of_no_known_kind_is_parked_and_holds_nobody_up(toys: Wo
     words = await fail_until_parked(toys)
 
     assert "b" in words
+    [parked] = await toys.rows("SELECT kind FROM rt_mailbox WHERE parked_at IS NOT NULL")
+    assert parked["kind"] == "runtime.unknown"
+    [issue] = await toys.rows("SELECT code, workflow, entity, resolved_at FROM rt_issue")
+    assert issue == {
+        "code": "invalid_input", "workflow": "runtime.unknown", "entity": A, "resolved_at": None,
+    }  # fmt: skip
 
 
 async def test_rows_that_the_database_refuses_park_the_message(toys: World) -> None:
