@@ -125,6 +125,7 @@ class Simulation:
         self.passed: dict[str, int] = defaultdict(int)
         self.died: dict[str, int] = defaultdict(int)
         self._words = 0
+        self._things = 0
         self.sent: list[Sent] = []
         self.told: dict[str, tuple[str, list[str]]] = {}  # word: from, to
         self.timers: dict[str, tuple[str, str, float]] = {}  # word: entity, name, seconds
@@ -203,7 +204,6 @@ class Simulation:
             AssertionError: One is broken; the last events and how to repeat it are printed.
         """
         jitter = random.getstate()
-        random.seed(f"jitter {self.plan.seed}")  # what the kernel's retries take
         try:
             await self._run()
         except Exception:
@@ -251,6 +251,9 @@ class Simulation:
 
     async def _let_work(self, process: Process, activation: Activation) -> None:
         key = activation.key
+        # What the kernel's retries take; the pool takes of it, too, for a new connection.
+        self._things += 1
+        random.seed(f"jitter {self.plan.seed} {self._things}")
         zombie = (process, activation) in self.zombies
         before = await self._entity(key)
         old = bool(before) and 0 < activation.epoch < before[0]["epoch"]
