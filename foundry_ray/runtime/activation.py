@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from foundry_ray.core import keys
-from foundry_ray.core.logging import get_logger
+from foundry_ray.core.logging import bound, get_logger
 from foundry_ray.core.messages import Message
 from foundry_ray.runtime import mailbox, points
 from foundry_ray.runtime.actor import Actor
@@ -102,7 +102,8 @@ class Activation:
     async def run(self) -> None:
         """Activate, take turns until idle, fenced or drained, then release."""
         try:
-            with structlog.contextvars.bound_contextvars(actor_key=self.key):
+            structlog.contextvars.clear_contextvars()  # who rang first has no part in the rest
+            with bound(actor_key=self.key):
                 await self._live()
         finally:
             self.end()
@@ -141,6 +142,7 @@ class Activation:
         """Take the entity over: a new epoch, the state from the rows."""
         self.steps.stop()
         await self.holding.take()
+        structlog.contextvars.bind_contextvars(epoch=self.epoch)
         await self.doors.answer_committed()
         await self.steps.resume_known()
         self.activated.set()

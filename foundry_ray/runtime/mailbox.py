@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from foundry_ray.core import keys
 from foundry_ray.core.errors import Dropped
+from foundry_ray.core.logging import request_id
 from foundry_ray.core.messages import IssueResolved, Lane, Message
 from foundry_ray.core.retry import RetryPolicy
 from foundry_ray.runtime.audit import OPERATOR, entry
@@ -40,6 +41,7 @@ class Letter:
     run_id: str | None
     attempts: int
     due_at: datetime
+    request_id: str | None = None
 
 
 async def put(
@@ -53,15 +55,19 @@ async def put(
     reply_to: str | None = None,
     timer: str | None = None,
 ) -> None:
-    """Insert a message; one with the same timer name is replaced."""
+    """Insert a message; one with the same timer name is replaced.
+
+    It carries the request id that is bound here, so that logs tell what came of a request.
+    """
     keys.kind_of(target)
     await transaction.execute(
         "INSERT INTO rt_mailbox (target, root, sender, lane, kind, body, reply_to, timer,"
-        " attempts, due_at, created_at)"
+        " attempts, due_at, created_at, request_id)"
         " VALUES (%(target)s, %(root)s, %(sender)s, %(lane)s, %(kind)s, %(body)s, %(reply_to)s,"
-        " %(timer)s, 0, %(due_at)s, %(now)s)"
+        " %(timer)s, 0, %(due_at)s, %(now)s, %(request_id)s)"
         " ON CONFLICT (target, timer) WHERE timer IS NOT NULL DO UPDATE SET"
-        " kind = excluded.kind, body = excluded.body, due_at = excluded.due_at, attempts = 0",
+        " kind = excluded.kind, body = excluded.body, due_at = excluded.due_at, attempts = 0,"
+        " request_id = excluded.request_id",
         {
             "target": target,
             "root": keys.root_of(target),
@@ -73,6 +79,7 @@ async def put(
             "timer": timer,
             "due_at": due_at or now,
             "now": now,
+            "request_id": request_id(),
         },
     )
 
@@ -83,8 +90,19 @@ async def put_step(
     """Insert the row that says: this run's step is due."""
     await transaction.execute(
         "INSERT INTO rt_mailbox (target, root, sender, lane, kind, body, run_id, attempts,"
-        " due_at, created_at) VALUES (%s, %s, %s, %s, 'rt.step', %s, %s, 0, %s, %s)",
-        (entity, keys.root_of(entity), entity, Lane.STEP, Jsonb({"step": name}), run_id, now, now),
+        " due_at, created_at, request_id)"
+        " VALUES (%s, %s, %s, %s, 'rt.step', %s, %s, 0, %s, %s, %s)",
+        (
+            entity,
+            keys.root_of(entity),
+            entity,
+            Lane.STEP,
+            Jsonb({"step": name}),
+            run_id,
+            now,
+            now,
+            request_id(),
+        ),
     )
 
 
@@ -93,7 +111,8 @@ async def pending(transaction: Transaction, target: str, limit: int = BATCH) -> 
 
     At most *limit* messages and as many steps, so that a long queue hides no step.
     """
-    columns = "id, target, sender, lane, kind, body, reply_to, timer, run_id, attempts, due_at"
+    columns = "id, target, sender, lane, kind, body, reply_to, timer, run_id, attempts, due_at,"
+    columns += " request_id"
     which = "FROM rt_mailbox WHERE target = %(target)s AND parked_at IS NULL AND run_id"
     rows = await transaction.fetch(
         f"(SELECT {columns} {which} IS NULL ORDER BY lane, id LIMIT %(limit)s)"

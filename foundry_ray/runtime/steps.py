@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
 from psycopg.types.json import Jsonb
 from pydantic import SecretStr, ValidationError
 
@@ -21,7 +21,7 @@ from foundry_ray.core.errors import (
     Unavailable,
     WorkflowUnknown,
 )
-from foundry_ray.core.logging import get_logger
+from foundry_ray.core.logging import bound, get_logger
 from foundry_ray.core.messages import Failure, IssueResolved, Message
 from foundry_ray.runtime import commit, mailbox, points
 from foundry_ray.runtime.commit import Fenced
@@ -165,7 +165,7 @@ class Steps:
         outcome = Outcome(letter, run, this)
         context = Context(self._kernel, self._holding.key, run.id, run.attempt)
         tools = self._kernel.tools.get(self._holding.actor_class.actor_type)
-        with structlog.contextvars.bound_contextvars(step=step.name, run_id=run.id):
+        with self._bound(outcome):
             try:
                 async with asyncio.timeout(step.timeout.total_seconds()):
                     outcome.result = await step.work(
@@ -189,8 +189,23 @@ class Steps:
         self.outcomes.append(outcome)
         self._doors.ring()
 
+    @staticmethod
+    def _bound(outcome: Outcome) -> AbstractContextManager[Any]:
+        run, letter = outcome.run, outcome.letter
+        return bound(
+            workflow=run.kind,
+            step=run.step,
+            run_id=run.id,
+            attempt=run.attempt,
+            request_id=letter.request_id,
+        )
+
     async def finish(self, outcome: Outcome) -> None:
         """Commit a step's result, or its failure (a fenced commit)."""
+        with self._bound(outcome):
+            await self._finish(outcome)
+
+    async def _finish(self, outcome: Outcome) -> None:
         holding, letter = self._holding, outcome.letter
         if holding.working.get(outcome.run.id) is not outcome.task:
             return  # the run was cancelled or sent elsewhere meanwhile: this counts no more
@@ -213,11 +228,12 @@ class Steps:
                 holding.troubled.discard(before.work)
                 run.reported = False
             await self._turns.commit(turn, letter)
+            log.debug("step_taken")
             holding.working.pop(run.id, None)
         except (Fenced, StoreUnavailable):
             raise
         except Exception as trouble:  # a bug of ours in the order of steps
-            log.exception("workflow_failed", workflow=run.kind)
+            log.exception("workflow_failed")
             outcome.error = Internal(f"{type(trouble).__name__} after {before.step}.")
             await holding.reload()
             await self._failed(outcome)
@@ -266,7 +282,7 @@ class Steps:
                 hook = self._hook(run, again=again)
                 hook(holding.actor.state, run, error, turn)
         except Exception:  # a bug of ours; the failure itself must be recorded all the same
-            log.exception("error_hook_failed", workflow=run.kind)
+            log.exception("error_hook_failed")
             await holding.reload()
             turn, run = holding.turn(), holding.runs[outcome.run.id]
             run.attempt = outcome.run.attempt

@@ -61,6 +61,9 @@ class RtMailbox(SQLModel, table=True):
 
     One queue, so that one index tells what is due. A timer is a message with a
     name that is due later; a step is a message to the entity's own workflows.
+
+    Attributes:
+        request_id: The HTTP request from which this came, over however many messages; for logs.
     """
 
     __tablename__ = "rt_mailbox"
@@ -92,6 +95,7 @@ class RtMailbox(SQLModel, table=True):
     due_at: datetime = instant()
     created_at: datetime = instant()
     parked_at: datetime | None = instant(nullable=True)
+    request_id: str | None = Field(default=None, sa_type=Text)
 
 
 class RtInboxSeen(SQLModel, table=True):

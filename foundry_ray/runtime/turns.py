@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foundry_ray.core import keys
 from foundry_ray.core.errors import FoundryError, Internal
-from foundry_ray.core.logging import get_logger
+from foundry_ray.core.logging import bound, get_logger
 from foundry_ray.core.messages import ChildFailed, Failure, IssueReported, IssueResolved, decode
 from foundry_ray.runtime import commit, issues, mailbox, points
 from foundry_ray.runtime.commit import AlreadyApplied, Fenced
@@ -28,6 +28,15 @@ class Turns:
 
     async def handle(self, letter: Letter) -> None:
         """Let the entity handle a message of its mailbox, and commit what comes of it."""
+        with bound(
+            message_id=letter.id,
+            message_kind=letter.kind,
+            command_id=letter.reply_to,
+            request_id=letter.request_id,
+        ):
+            await self._handle(letter)
+
+    async def _handle(self, letter: Letter) -> None:
         holding = self._holding
         if letter.attempts >= PATIENCE.max_attempts:
             await self.failed(letter, Internal("Its process ended each time."))
@@ -48,7 +57,7 @@ class Turns:
                 return
             refusal = error
         except Exception as trouble:  # a bug of ours: the message is tried again, then parked
-            log.exception("turn_failed", message_kind=letter.kind, letter=letter.id)
+            log.exception("turn_failed")
             await self.failed(letter, Internal(f"{type(trouble).__name__} in {letter.kind}."))
             return
         if refusal is not None:
@@ -57,10 +66,13 @@ class Turns:
             turn.refuse(refusal)
         try:
             await self.commit(turn, letter)
+            # What people asked for is news; what entities tell each other is not.
+            say = log.info if letter.reply_to else log.debug
+            say("turn_taken", refused=refusal.code if refusal else None)
         except (Fenced, StoreUnavailable):
             raise
         except Exception as trouble:  # the rows refuse what the handler wrote: a bug of ours
-            log.exception("commit_refused", message_kind=letter.kind, letter=letter.id)
+            log.exception("commit_refused")
             await self.failed(letter, Internal(f"{type(trouble).__name__} after {letter.kind}."))
 
     async def _suspect(self, letter: Letter) -> None:
@@ -119,7 +131,7 @@ class Turns:
                 await commit.write(transaction, turn.key, turn.effects, turn.now)
                 point(points.BEFORE_COMMIT)
         except AlreadyApplied:
-            log.info("already_applied", letter=letter.id if letter else None)
+            log.info("already_applied")
             await self._holding.reload()
             return
         point(points.AFTER_COMMIT)
@@ -180,7 +192,7 @@ class Turns:
         self._kernel.point(points.AFTER_FAILURE)
         if parking:
             holding.troubled.add(letter.kind)
-        log.warning("turn_undone", message_kind=letter.kind, attempt=attempt, parked=parking)
+        log.warning("turn_undone", attempt=attempt, parked=parking, code=error.code)
         self.after(turn)
 
 

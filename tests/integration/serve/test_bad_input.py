@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import structlog
 
 from tests.integration.serve.world import Acme, Person, World, problem
 
@@ -206,3 +207,25 @@ async def test_a_request_id_goes_in_and_comes_out(world: World) -> None:
 
     assert kept.headers["x-request-id"] == kept.json()["request_id"] == "mine-1"
     assert made.headers["x-request-id"] != "not <mine>"
+
+
+async def test_the_turn_that_a_request_asked_for_is_logged_with_its_id(
+    world: World, ada: Person
+) -> None:
+    before = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
+    merge = structlog.contextvars.merge_contextvars
+    try:
+        with structlog.testing.capture_logs(processors=[merge]) as events:
+            answer = await ada.call(
+                "POST", "/api/app/tokens", {"name": "logged"}, X_Request_Id="mine-2"
+            )
+    finally:
+        structlog.configure(wrapper_class=before)
+
+    assert answer.status_code == 201
+    ours = {e["event"]: e for e in events if e.get("request_id") == "mine-2"}
+    assert ours["request"]["path"] == "/api/app/tokens"
+    assert ours["turn_taken"]["actor_key"] == "app"
+    assert ours["turn_taken"]["message_kind"].startswith("app_shell.")
+    assert {"epoch", "message_id", "command_id"} <= ours["turn_taken"].keys()
