@@ -198,7 +198,10 @@ class Directory:
         self._queue.put(_Job(key, "drain"))
 
     def end(self, key: str) -> None:
-        """End an activation that does not move; the next ring starts a new one."""
+        """End an activation that does not move; the next ring starts a new one.
+
+        One that this process is just starting is spared: it has its own patience.
+        """
         self._queue.put(_Job(key, "end"))
 
     def make_room(self, key: str) -> None:
@@ -251,7 +254,8 @@ class Directory:
         now = time.monotonic()
         try:
             if job.method == "end":
-                self._end(known, job.key)
+                if not known.starting or now - known.starting > START_PATIENCE:
+                    self._end(known, job.key)
                 return
             if job.method in ("drain", "make_room"):
                 with contextlib.suppress(ValueError):  # nobody has this name

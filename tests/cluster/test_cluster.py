@@ -215,6 +215,21 @@ async def test_who_hands_over_to_a_stopped_process_is_not_kept_waiting(
     assert await office.summaries(key) == ["before", "handed"]
 
 
+async def test_who_only_starts_is_not_ended_for_not_moving(office: Office) -> None:
+    key = "org/1/repo/9/history"
+    await office.ask(keys.APP, BeginSignIn(state_hash="7", return_to="/"))
+
+    office.directory.ring(key)
+    office.directory.end(key)  # a supervisor that sees old mail and no commit would say so
+
+    async def epoch() -> int:
+        async with office.database.transaction() as transaction:
+            row = await transaction.one("SELECT epoch FROM rt_entity WHERE key = %s", (key,))
+        return 0 if row is None else int(row["epoch"])
+
+    assert await eventually(epoch, timeout=30) == 1
+
+
 async def test_supervisors_find_due_mail_that_nobody_rang_for_and_end_who_does_not_move(
     office: Office,
 ) -> None:
