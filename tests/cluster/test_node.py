@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,12 @@ class RunningNode:
             said: dict[str, int] = json.load(got)
             return said
 
+    def dashboard(self) -> str:
+        written = (self.data_dir / "run" / "ray.env").read_text()
+        found = re.search(r"RAY_API_SERVER_ADDRESS=['\"]?([^'\"\s]+)", written)
+        assert found is not None
+        return found[1]
+
     def down(self) -> None:
         self.cli("down")
         assert self.supervisor is not None
@@ -111,6 +118,13 @@ async def test_a_node_starts_heals_listens_on_loopback_only_and_leaves_nothing(
     assert {(one["address"], one["port"]) for one in status["ports"]} == seen
     assert all(is_loopback(address) for address, _ in seen), seen
     assert sum("ServeReplica" in one["name"] for one in status["ports"]) == 4
+
+    # -- Ray's token guards Ray, not what Serve answers: that asks by itself who it is
+    assert node.answer()["pid"] > 0
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{node.dashboard()}/api/cluster_status", timeout=5)
+    assert refused.value.code == 401
+    refused.value.close()
 
     # -- a second `up` changes nothing
     before = sorted(node.pids())
