@@ -63,6 +63,12 @@ class CommitUnknown(StoreUnavailable):
 
 AWAY = "Try again in a moment; `foundry status` shows what is away."
 
+WAIT = 10.0  # seconds for a connection
+# Seconds in which the pool tries again, in ever longer intervals, and nobody else may: left at its
+# five minutes, who had met a server that was away stayed without it for minutes after it was back.
+# When they are over, who still wants a connection begins anew.
+TRIES = 8.0
+
 _CONFLICTS = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
@@ -222,7 +228,8 @@ class Database:
             min_size=0,
             max_size=size,
             max_idle=60,
-            timeout=10,
+            timeout=WAIT,
+            reconnect_timeout=TRIES,
             configure=_configure,
             open=False,
         )
