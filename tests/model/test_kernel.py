@@ -19,7 +19,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -36,23 +38,40 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from foundry_ray.core.errors import InvalidInput, Unavailable
+from foundry_ray.core.errors import Dropped, Internal, InvalidInput, Unavailable
 from foundry_ray.core.messages import Message
 from foundry_ray.core.secrets import Sealer
-from foundry_ray.runtime import mailbox
+from foundry_ray.runtime import mailbox, points
 from foundry_ray.runtime.activation import Activation
 from foundry_ray.runtime.commit import Fenced
 from foundry_ray.runtime.kernel import Kernel
+from foundry_ray.runtime.refs import Answer, Client
 from foundry_ray.runtime.turn import Turn
 from foundry_ray.runtime.workflow import Done, Go, Next, Run
-from foundry_ray.store.engine import Database
+from foundry_ray.store.engine import Database, Transaction
 from foundry_ray.testing.clock import FakeClock
 from tests.integration.runtime import kit
-from tests.integration.runtime.kit import Begin, Child, Crash, Do, DoFirst, Outside, Root, Words
+from tests.integration.runtime.kit import (
+    Begin,
+    Cancel,
+    Child,
+    Crash,
+    Do,
+    DoFirst,
+    Outside,
+    Resume,
+    Root,
+    Words,
+)
 
 EXAMPLES = int(os.environ.get("FOUNDRY_MODEL_EXAMPLES", "0"))
 T = TypeVar("T")
-POINTS = ["before_begin", "turn_open", "before_commit", "after_commit", "step_claimed"]
+# Where one does a thing; the others are passed by starts, and by steps in their own tasks.
+HERE = [
+    name
+    for name in points.POINTS
+    if name not in (points.ACTIVATING, points.ACTIVATED, points.STEP_DONE)
+]
 SENDERS = ["x", "y", "z"]
 STEPS = ("one", "two")
 
@@ -80,7 +99,7 @@ class Deaf:
         pass
 
     async def answered(self, key: str, command_id: str) -> None:
-        raise AssertionError("nobody asks here")
+        await asyncio.Event().wait()  # who asks looks later
 
     async def hand(self, key: str, message: Message) -> Any:
         raise AssertionError("nothing is handed over here")
@@ -146,6 +165,12 @@ class Histories(RuleBasedStateMachine):
         self.failing = 0
         self.begun = 0  # activations
         self.seen: list[str] = []
+        self.client = Client(self.bench.database, Deaf(), self.clock)
+        self.asked: dict[str, str] = {}  # command id: word
+        self.retried: set[str] = set()
+        self.thrown_away: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.leaving: list[Activation] = []
 
     def _point(self, name: str) -> None:
         if name == self.crash_at:
@@ -154,15 +179,71 @@ class Histories(RuleBasedStateMachine):
 
     # -- what happens -------------------------------------------------------------------
 
-    @rule(sender=st.sampled_from(SENDERS), first=st.booleans(), bad=st.sampled_from([0, 0, 0, 1]))
-    def send(self, sender: str, first: bool, bad: int) -> None:
+    def _word(self, breaks: bool) -> str:
         word = next(self.words)
-        message = (DoFirst if first else Do)(word=word)
-        if bad:
+        if breaks:
             self.bad.add(word)
             self.outside.broken.add(word)
-        self._put(message, sender)
-        self.sent[(sender, int(message.lane))].append(word)
+        return word
+
+    @rule(
+        sender=st.sampled_from(SENDERS),
+        first=st.sampled_from([False, False, True]),
+        bad=st.lists(st.sampled_from([False, False, True]), min_size=1, max_size=3),
+    )
+    def send(self, sender: str, first: bool, bad: list[bool]) -> None:
+        for breaks in bad:
+            word = self._word(breaks)
+            message = (DoFirst if first else Do)(word=word)
+            self._put(message, sender)
+            self.sent[(sender, int(message.lane))].append(word)
+
+    @rule(
+        sender=st.sampled_from(SENDERS), times=st.integers(1, 3),
+        bad=st.sampled_from([False, False, True]),
+    )  # fmt: skip
+    def ask(self, sender: str, times: int, bad: bool) -> None:
+        """A client that hears nothing asks again, under the same name."""
+        word = self._word(bad)
+        found = {self._ask(sender, word) for _ in range(times)}
+        assert len(found) == 1
+        self.asked[found.pop()] = word
+        self.sent[(f"client/{sender}", int(Do.lane))].append(word)
+
+    @rule(heal=st.booleans())
+    def retry_what_is_parked(self, heal: bool) -> None:
+        for row in self._parked():
+            self.retried.add(row["word"] or "")
+            if heal:
+                self.bad.discard(row["word"])
+                self.outside.broken.discard(row["word"])
+            self._operate(partial(mailbox.retry, letter_id=row["id"], now=self.clock.now()))
+
+    @rule()
+    def drop_what_is_parked(self) -> None:
+        for row in self._parked():
+            if row["word"]:
+                self.thrown_away.add(row["word"])
+                self._operate(partial(mailbox.drop, letter_id=row["id"], now=self.clock.now()))
+
+    @rule(which=st.integers(0, 9))
+    @precondition(lambda self: self.runs)
+    def cancel_a_run(self, which: int) -> None:
+        run_id = self.runs[which % len(self.runs)]
+        self.cancelled.add(run_id)
+        self._put(Cancel(run_id=run_id), "y")
+
+    @rule(which=st.integers(0, 9))
+    @precondition(lambda self: self.runs)
+    def resume_a_run(self, which: int) -> None:
+        self._put(Resume(run_id=self.runs[which % len(self.runs)]), "y")
+
+    @rule(which=st.integers(0, 9))
+    @precondition(lambda self: self.live)
+    def let_one_leave(self, which: int) -> None:
+        activation = self.live[which % len(self.live)]
+        activation.drain()
+        self.leaving.append(activation)
 
     @rule(name=st.sampled_from(["t", "u"]), after=st.sampled_from([0, 1, 30]))
     def set_timer(self, name: str, after: float) -> None:
@@ -195,18 +276,33 @@ class Histories(RuleBasedStateMachine):
         """A process takes the entity over, whether or not another one still has it."""
         self._activate()
 
-    @rule(which=st.integers(0, 9), crash=st.sampled_from([None, None, None, *POINTS]))
+    @rule(
+        which=st.sampled_from([0, 0, 0, 0, 1, 2]), things=st.integers(1, 4),
+        crash=st.sampled_from([*[None] * 8, *HERE]),
+    )  # fmt: skip
     @precondition(lambda self: self.live)
-    def work(self, which: int, crash: str | None) -> None:
-        """Any activation, also a fenced one, does one thing, perhaps its last."""
-        activation = self.live[which % len(self.live)]
+    def work(self, which: int, things: int, crash: str | None) -> None:
+        """Any activation, also a fenced one, does a few things, perhaps its last."""
+        activation = self.live[-1 - which % len(self.live)]
         current = activation.epoch == self.begun
         before = self._entity()
         self.crash_at = crash
-        self._once(activation)
+        while things and activation in self.live:
+            self._once(activation)
+            things -= 1
         self.crash_at = None
         if not current:
             assert self._entity() == before, "an old epoch committed"
+
+    @rule()
+    def let_attempts_pass(self) -> None:
+        """What fails each time is parked."""
+        activation = self._activate()
+        for _ in range(12):
+            if activation not in self.live:
+                break
+            self._once(activation)
+            self.clock.advance(6)
 
     @rule()
     @precondition(lambda self: self.live and self.live[-1].epoch == self.begun)
@@ -259,6 +355,27 @@ class Histories(RuleBasedStateMachine):
 
         self.bench.run(put())
 
+    def _ask(self, sender: str, word: str) -> str:
+        asked = self.client.ask(
+            self.key, Do(word=word), scope=sender, idempotency_key=word, patience=timedelta(0)
+        )
+        answer: Answer = self.bench.run(asked)
+        return answer.command_id
+
+    def _parked(self) -> list[dict[str, Any]]:
+        return self._rows(
+            "SELECT id, body ->> 'word' AS word FROM rt_mailbox"
+            " WHERE target = %s AND parked_at IS NOT NULL",
+            self.key,
+        )
+
+    def _operate(self, work: Callable[[Transaction], Awaitable[Any]]) -> None:
+        async def operate() -> None:
+            async with self.bench.database.transaction() as transaction:
+                await work(transaction)
+
+        self.bench.run(operate())
+
     def _activate(self) -> Activation:
         activation = Activation(self.kernel, self.key)
         self.bench.run(activation.activate())
@@ -273,6 +390,13 @@ class Histories(RuleBasedStateMachine):
             over = self.bench.run(self._do_one_thing(activation))
         except (Crash, Fenced) as trouble:
             over = trouble
+        if over is True and activation not in self.leaving:
+            due = self._rows(
+                "SELECT 1 FROM rt_mailbox WHERE target = %s AND parked_at IS NULL AND due_at <= %s",
+                self.key,
+                self.clock.now(),
+            )
+            assert not due, "passivated, and something was due"
         if over:
             self._end(activation)
         elif activation.holding.actor is None:  # released, and rung meanwhile: as its loop does
@@ -339,15 +463,17 @@ class Histories(RuleBasedStateMachine):
         parked = {row["word"] for row in mail if row["parked"]}
         done = set(applied)
         acknowledged = {word for words in self.sent.values() for word in words}
-        assert acknowledged <= done | waiting, "lost"
+        assert acknowledged <= done | waiting | self.thrown_away, "lost"
+        assert not self.thrown_away & (done | waiting), "dropped and still there"
         assert not done & waiting, "applied and still there"
-        assert set(self.timers.values()) <= done | waiting
+        assert set(self.timers.values()) <= done | waiting | self.thrown_away
         assert not self.dropped & (done | waiting)
         assert not self.bad & done
         assert not (parked - self.bad) or self.begun > mailbox.PATIENCE.max_attempts
         for words in self.sent.values():
-            order = [word for word in words if word not in parked]
-            here = [word for word in applied if word in set(words)]
+            aside = parked | self.retried | self.thrown_away
+            order = [word for word in words if word not in aside]
+            here = [word for word in applied if word in set(order)]
             assert here == order[: len(here)], "out of order"
         [entity] = self._entity() or [{"epoch": 0}]
         assert entity["epoch"] == self.begun
@@ -373,13 +499,27 @@ class Histories(RuleBasedStateMachine):
             self.key,
         )
         assert not never or self.begun > mailbox.PATIENCE.max_attempts
-        for run_id in set(self.runs) - {row["id"] for row in never}:
+        self._check_answers()
+        for run_id in set(self.runs) - {row["id"] for row in never} - self.cancelled:
             if run_id in runs:
                 assert runs[run_id] == "parked"
                 assert self.failing or self.begun > mailbox.PATIENCE.max_attempts
             else:
                 assert {f"{run_id}/{step}" for step in STEPS} <= applied
                 assert {f"{run_id}/{step}" for step in STEPS} <= set(self.outside.effects)
+
+    def _check_answers(self) -> None:
+        applied = self._applied()
+        for command_id, word in self.asked.items():
+            try:
+                answer: Answer = self.bench.run(self.client.look(command_id))
+            except Dropped:
+                assert word in self.thrown_away
+            except Internal:
+                assert word not in applied
+            else:
+                assert answer.answered
+                assert answer.body == {"count": applied.index(word) + 1}
 
     async def _has_work(self, activation: Activation) -> bool:
         choice = await activation.choose(self.clock.now())
