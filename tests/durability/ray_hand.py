@@ -1,6 +1,6 @@
 """Ends actors through Ray, as an operator would: ``python -m tests.durability.ray_hand``.
 
-Reads lines of JSON ``{"verb": "kill" | "drain" | "exit", "key": ...}``, answers each with a line.
+Reads lines of JSON ``{"verb": "kill" | "drain", "key": ...}``, answers each with a line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RayHand:
         assert self._hear() == "ready"
 
     def order(self, verb: str, key: str) -> None:
-        """Have an actor killed, drained or sent away."""
+        """Have an actor killed or drained."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"verb": verb, "key": key}).encode() + b"\n")
         self._process.stdin.flush()
@@ -64,8 +64,6 @@ def main() -> None:
                 ray.kill(actor)
             case "drain":
                 actor.drain.remote()  # it leaves, perhaps without an answer
-            case "exit":
-                actor.__ray_terminate__.remote()  # what `exit_actor` does, asked for from outside
         print("done", file=answers, flush=True)
 
 
