@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from foundry_ray.cli.processes import title
 from foundry_ray.runtime import host
 from tests.durability.conftest import Evidence, enter, running
-from tests.durability.outside import Work, cursor, entity, said
+from tests.durability.history import History
+from tests.durability.outside import Work, cursor, entity, instance, said
 from tests.durability.ray_hand import RayHand
 from tests.e2e.conftest import Acme, Foundry
 from tests.helpers import eventually
@@ -24,6 +27,7 @@ STREAMING = ("task_session", "session_status_sync")  # these have work all the t
 WAYS = ("kill -9", "ray.kill", "SIGSTOP", "passivated")
 CHUNKS, PAUSE = 6000, 50  # of the agent turn at most; milliseconds
 ENOUGH = "../enough"  # a file that lets the agent go on to its question
+WORDS, STRIKES = 12, 3  # of each client; replicas that die meanwhile
 REPLACED = 60.0  # seconds, on a machine that has much else to do
 
 
@@ -163,3 +167,78 @@ async def test_an_agent_turn_goes_on_while_each_of_its_actors_dies_in_every_way(
     assert len(work.witness()) == 1
     await eventually(lambda: not work.issues(), timeout=60, every=0.2)
     evidence.add(strikes=len(KINDS) * len(WAYS), rows_after=work.rows(), **compared)
+
+
+# -- replicas ------------------------------------------------------------------------------
+
+
+class Sender:
+    """A client that sends one message after the other, each until it is acknowledged."""
+
+    def __init__(self, name: str, work: Work, history: History) -> None:
+        self.name = name
+        self.work = work
+        self.history = history
+        self.repeated = 0
+
+    async def send(self, count: int) -> None:
+        """Send so many messages."""
+        browser = self.work.acme.browser
+        path = f"/tasks/{self.work.task['id']}/sessions/{self.work.session}/messages"
+        for number in range(count):
+            word = f"{self.name}-{number}"
+            operation = self.history.invoke(self.name, self.work.session_key, word)
+            while operation.returned is None:
+                try:
+                    answer = await browser.http.post(
+                        f"{browser.base_url}{self.work.acme.place}{path}",
+                        json={"text": f"say {word}"},
+                        headers={"Origin": browser.base_url, "Idempotency-Key": word},
+                    )
+                except httpx.TransportError:
+                    self.repeated += 1
+                    continue
+                if answer.is_success:
+                    operation.acknowledge(answer.json())
+                else:
+                    assert answer.status_code >= 500, answer.text
+                    self.repeated += 1
+
+
+async def test_replicas_die_under_requests_and_each_message_takes_effect_once_in_order(
+    foundry: Foundry, acme: Acme, evidence: Evidence
+) -> None:
+    work = await Work.begin(foundry, acme, "say ready")
+    await work.finished()
+    history = History()
+    senders = [Sender(f"client{number}", work, history) for number in range(3)]
+    sending = [asyncio.create_task(one.send(WORDS)) for one in senders]
+    killed = []
+    for strike in range(STRIKES):
+        wanted = (strike + 1) * len(senders) * WORDS // (STRIKES + 1)
+        await eventually(lambda: len(history.acknowledged) >= wanted, timeout=90)  # noqa: B023
+        replica = next(
+            record.pid
+            for record in instance(foundry, sandboxes=False)
+            if title(record.pid).startswith("ray::ServeReplica:api") and record.pid not in killed
+        )
+        os.kill(replica, signal.SIGKILL)
+        killed.append(replica)
+        evidence.add(replica=replica, acknowledged_then=len(history.acknowledged))
+    await asyncio.gather(*sending)
+
+    async def all_said() -> list[str]:
+        assert (await work.see())["status"] == "idle"
+        words = said(await work.transcript())
+        assert len(words) > len(senders) * WORDS
+        return words
+
+    words = await eventually(all_said, timeout=120, every=0.5)
+    history.check({work.session_key: words[1:]})
+    assert len(work.witness()) == 1 + len(senders) * WORDS
+    evidence.add(
+        replicas_killed=killed,
+        messages=len(history.acknowledged),
+        sent_again=sum(one.repeated for one in senders),
+        **await work.check_complete(),
+    )
