@@ -9,7 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from foundry_ray.core.errors import InvalidInput, Unavailable
-from foundry_ray.runtime import host
+from foundry_ray.runtime import host, mailbox
 from foundry_ray.runtime.activation import DRAIN_PATIENCE, Activation
 from tests.helpers import eventually
 from tests.integration.runtime.kit import (
@@ -354,6 +354,43 @@ async def test_a_step_of_a_stopped_process_runs_again_when_that_process_dies(
 
             await eventually(lambda: _has(heir, ["meanwhile", *DONE]))
             assert heir.outside.calls == ["one", "one", "two", "three"]
+
+
+async def test_a_run_is_cancelled_though_its_step_is_under_way_in_an_older_activation(
+    toys: World, database_url: str
+) -> None:
+    await begin_and_leave(toys, somewhere_else())
+    gate = toys.outside.gates.pop("one")
+    async with world(database_url, toys.clock) as heir:
+        await heir.ask(A, Cancel())
+        gate.set()  # the old activation gets its result, which counts no more
+        await eventually(lambda: toys.host.live() == [])
+        toys.fake.advance(31)
+        await heir.quiet()
+
+        assert await heir.words(A) == []
+        assert heir.outside.calls == ["one"]
+        assert await heir.rows("SELECT 1 FROM rt_run") == []
+        assert await heir.pending(A) == []
+
+
+async def test_a_run_is_cancelled_though_the_process_of_its_step_died(toys: World) -> None:
+    await begin_and_leave(toys, a_dead_process())
+    toys.host.end(A)
+    await put_cancel(toys)
+    toys.outside.gates.clear()
+
+    await toys.quiet()
+
+    assert await toys.words(A) == []
+    assert await toys.rows("SELECT 1 FROM rt_run") == []
+    assert await toys.pending(A) == []
+
+
+async def put_cancel(toys: World) -> None:
+    """Leave the command in the mailbox, where it goes before everything else."""
+    async with toys.database.transaction() as transaction:
+        await mailbox.put(transaction, A, Cancel(), sender="x", now=toys.clock.now())
 
 
 async def test_what_an_older_activation_claimed_waits_though_the_last_one_is_gone(
