@@ -14,7 +14,7 @@ timed = @start=$$(date +%s); echo "== $(1)"; $(2) && echo "== $(1): $$(($$(date 
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-unit test-model test-integration test-cluster test-e2e \
-  test-durability demo up down lock migration clean
+  test-durability test-endurance demo up down lock migration clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -77,7 +77,10 @@ test-unit test-model test-integration test-cluster test-e2e: test-%: setup
 	$(BIN)/pytest tests/$* $(ARGS)
 
 test-durability: setup ## kill everything, by signal, and see that nothing is lost; minutes
-	$(BIN)/pytest tests/durability $(ARGS)
+	$(BIN)/pytest tests/durability --ignore tests/durability/endurance $(ARGS)
+
+test-endurance: setup ## a burst on a few places, a real outage of ten minutes; half an hour
+	$(BIN)/pytest tests/durability/endurance $(ARGS)
 
 # -- running ------------------------------------------------------------------
 

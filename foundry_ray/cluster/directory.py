@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import os
 import queue
 import threading
 import time
@@ -31,7 +32,9 @@ from foundry_ray.runtime.refs import raise_stored
 log = get_logger("cluster")
 
 NAMESPACE = "foundry"
-STARTS_AT_ONCE = 4  # per process; more only make each other slow
+# Starts under way per process. A start is mostly work for the processor: more only make each
+# other slow, and everything else with them.
+STARTS_AT_ONCE = max(2, os.cpu_count() or 1)
 # Seconds after which a start, or a ring that is not answered, means a process that is blocked.
 START_PATIENCE = 60.0
 RING_PATIENCE = 10.0  # the same for one that has answered before: it needs no start
