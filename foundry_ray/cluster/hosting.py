@@ -19,6 +19,7 @@ from foundry_ray import bootstrap
 from foundry_ray.cluster import leaving
 from foundry_ray.cluster.directory import DONE, ENDED, FAILED, Directory
 from foundry_ray.cluster.hints import Hinter
+from foundry_ray.cluster.metrics import RayMeter
 from foundry_ray.core import keys, logging, settings
 from foundry_ray.core.errors import FoundryError, Unavailable
 from foundry_ray.core.messages import decode
@@ -215,6 +216,7 @@ class ActorHost:
         stack.push_async_callback(hinter.close)
         kernel = bootstrap.kernel(outside, database, waker, hinter.hint)
         kernel.lease_holder = cluster_name()
+        kernel.meter = RayMeter()
         if loaded.failpoints_dir is not None:
             kernel.point = Failpoints(loaded.failpoints_dir, self._key)
         activation = Activation(kernel, self._key)

@@ -145,6 +145,8 @@ class Activation:
         structlog.contextvars.bind_contextvars(epoch=self.epoch)
         await self.doors.answer_committed()
         await self.steps.resume_known()
+        if not self.activated.is_set():
+            self.kernel.meter.live(self.actor_class.actor_type, 1)
         self.activated.set()
         log.info("activated", epoch=self.epoch)
 
@@ -210,5 +212,7 @@ class Activation:
 
     def end(self) -> None:
         """Stop at once, as the death of the process would; nothing is released."""
+        if self.activated.is_set() and not self.ended.is_set():
+            self.kernel.meter.live(self.actor_class.actor_type, -1)
         self.doors.close()
         self.steps.stop()

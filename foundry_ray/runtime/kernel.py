@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from foundry_ray.core.clock import Clock
 from foundry_ray.core.errors import Unavailable
 from foundry_ray.core.secrets import Sealer
 from foundry_ray.runtime.actor import Actor
-from foundry_ray.runtime.ports import Waker
+from foundry_ray.runtime.ports import Meter, Unmetered, Waker
 from foundry_ray.store.engine import Database
 
 
@@ -35,6 +35,7 @@ class Kernel:
         lease_holder: Name of the cluster, which activates only while it has the lease;
             None when there can be only one.
         hint: Called after a commit with feed rows; wakes the streams.
+        meter: Counts turns, steps and activations.
         point: Called with the name of each of the ``points`` that is passed.
     """
 
@@ -48,3 +49,4 @@ class Kernel:
     lease_holder: str | None = None
     hint: Callable[[], None] = lambda: None
     point: Callable[[str], None] = lambda _name: None
+    meter: Meter = field(default_factory=Unmetered)

@@ -7,6 +7,36 @@ from typing import Any, Protocol
 from foundry_ray.core.messages import Message
 
 
+class Meter(Protocol):
+    """Counts what the kernel does, for operators. Never by entity: only by kind and result.
+
+    A result is ``done``, ``refused`` (a command's error is its answer), ``again`` (it failed
+    and is tried later) or ``parked`` (its attempts are used up). Times are in seconds.
+    """
+
+    def turn(self, kind: str, result: str, seconds: float, waited: float) -> None:
+        """A message was handled, in so long, after it had been due for so long."""
+
+    def step(self, kind: str, result: str, seconds: float) -> None:
+        """A step's work ended, after so long."""
+
+    def live(self, kind: str, change: int) -> None:
+        """An activation of this kind began (1) or ended (-1) in this process."""
+
+
+class Unmetered:
+    """Counts nothing: where nobody reads it."""
+
+    def turn(self, kind: str, result: str, seconds: float, waited: float) -> None:
+        """Count nothing."""
+
+    def step(self, kind: str, result: str, seconds: float) -> None:
+        """Count nothing."""
+
+    def live(self, kind: str, change: int) -> None:
+        """Count nothing."""
+
+
 class Waker(Protocol):
     """Finds or starts the activation of an entity, wherever it is.
 

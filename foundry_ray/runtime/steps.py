@@ -48,6 +48,7 @@ class Outcome:
     task: asyncio.Task[None] | None = None
     result: Any = None
     error: FoundryError | None = None
+    seconds: float = 0.0
 
 
 @dataclass
@@ -122,11 +123,11 @@ class Steps:
         step = self._step(run)
         if step is None:
             nobody = unknown(run.kind, run.version, run.step)
-            await self._failed(Outcome(letter, run, error=nobody))
+            await self._fail(Outcome(letter, run, error=nobody))
             return
         if run.attempt >= step.retry.max_attempts + PATIENCE.max_attempts:
             died = Internal(f"{step.name} never came to an end: its process ended each time.")
-            await self._failed(Outcome(letter, run, error=died))
+            await self._fail(Outcome(letter, run, error=died))
             return
         now = self._kernel.clock.now()
         async with self._kernel.database.transaction() as transaction:
@@ -165,6 +166,7 @@ class Steps:
         outcome = Outcome(letter, run, this)
         context = Context(self._kernel, self._holding.key, run.id, run.attempt)
         tools = self._kernel.tools.get(self._holding.actor_class.actor_type)
+        begun = self._kernel.clock.now()
         with self._bound(outcome):
             try:
                 async with asyncio.timeout(step.timeout.total_seconds()):
@@ -185,9 +187,15 @@ class Steps:
                 if disk.is_full(trouble):
                     full = f"No room is left on the disk for {step.name}."
                     outcome.error = Unavailable(full, hint=disk.NEXT_STEP)
+        outcome.seconds = (self._kernel.clock.now() - begun).total_seconds()
         self._kernel.point(points.STEP_DONE)
         self.outcomes.append(outcome)
         self._doors.ring()
+
+    async def _fail(self, outcome: Outcome) -> None:
+        """Fail a step that is not begun any more."""
+        with self._bound(outcome):
+            await self._failed(outcome)
 
     @staticmethod
     def _bound(outcome: Outcome) -> AbstractContextManager[Any]:
@@ -228,6 +236,7 @@ class Steps:
                 holding.troubled.discard(before.work)
                 run.reported = False
             await self._turns.commit(turn, letter)
+            self._count(outcome, "done")
             log.debug("step_taken")
             holding.working.pop(run.id, None)
         except (Fenced, StoreUnavailable):
@@ -239,6 +248,10 @@ class Steps:
             await self._failed(outcome)
             return
         self._doors.ring()
+
+    def _count(self, outcome: Outcome, result: str) -> None:
+        kind = self._holding.actor_class.actor_type
+        self._kernel.meter.step(kind, result, outcome.seconds)
 
     def _step(self, run: Run) -> Step[Any, Any] | None:
         """Return the step at which a run stands; None when this release does not know it."""
@@ -311,6 +324,7 @@ class Steps:
         self._kernel.point(points.AFTER_FAILURE)
         holding.working.pop(run.id, None)
         holding.troubled.add(failure.workflow)
+        self._count(outcome, "again" if again else "parked")
         log.warning(
             "step_undone", workflow=run.kind, failed=failure.step, attempt=failure.attempt,
             code=error.code, again=again,

@@ -28,19 +28,23 @@ class Turns:
 
     async def handle(self, letter: Letter) -> None:
         """Let the entity handle a message of its mailbox, and commit what comes of it."""
+        begun = self._kernel.clock.now()
         with bound(
             message_id=letter.id,
             message_kind=letter.kind,
             command_id=letter.reply_to,
             request_id=letter.request_id,
         ):
-            await self._handle(letter)
+            result = await self._handle(letter)
+        took = (self._kernel.clock.now() - begun).total_seconds()
+        waited = max((begun - letter.due_at).total_seconds(), 0)
+        self._kernel.meter.turn(self._holding.actor_class.actor_type, result, took, waited)
 
-    async def _handle(self, letter: Letter) -> None:
+    async def _handle(self, letter: Letter) -> str:
+        """Return what became of the message, as a meter's result."""
         holding = self._holding
         if letter.attempts >= PATIENCE.max_attempts:
-            await self.failed(letter, Internal("Its process ended each time."))
-            return
+            return await self.failed(letter, Internal("Its process ended each time."))
         if holding.careful:
             await self._suspect(letter)
         assert holding.actor is not None
@@ -53,13 +57,12 @@ class Turns:
                 turn.reply(answer)
         except FoundryError as error:
             if letter.reply_to is None or error.retryable:
-                await self.failed(letter, error)
-                return
+                return await self.failed(letter, error)
             refusal = error
         except Exception as trouble:  # a bug of ours: the message is tried again, then parked
             log.exception("turn_failed")
-            await self.failed(letter, Internal(f"{type(trouble).__name__} in {letter.kind}."))
-            return
+            told = Internal(f"{type(trouble).__name__} in {letter.kind}.")
+            return await self.failed(letter, told)
         if refusal is not None:
             await holding.reload()
             turn = holding.turn(sender=letter.sender, command_id=letter.reply_to)
@@ -73,7 +76,9 @@ class Turns:
             raise
         except Exception as trouble:  # the rows refuse what the handler wrote: a bug of ours
             log.exception("commit_refused")
-            await self.failed(letter, Internal(f"{type(trouble).__name__} after {letter.kind}."))
+            told = Internal(f"{type(trouble).__name__} after {letter.kind}.")
+            return await self.failed(letter, told)
+        return "refused" if refusal else "done"
 
     async def _suspect(self, letter: Letter) -> None:
         """Count the attempt before it is made: perhaps this message ended the last process."""
@@ -159,8 +164,12 @@ class Turns:
         if effects.feed:
             self._kernel.hint()
 
-    async def failed(self, letter: Letter, error: FoundryError) -> None:
-        """Count a failed attempt: try later, or park, report and tell the parent (S28)."""
+    async def failed(self, letter: Letter, error: FoundryError) -> str:
+        """Count a failed attempt: try later, or park, report and tell the parent (S28).
+
+        Returns:
+            Which of the two, as a meter's result.
+        """
         holding = self._holding
         await holding.reload()
         attempt = min(letter.attempts + 1, PATIENCE.max_attempts)
@@ -194,6 +203,7 @@ class Turns:
             holding.troubled.add(letter.kind)
         log.warning("turn_undone", attempt=attempt, parked=parking, code=error.code)
         self.after(turn)
+        return "parked" if parking else "again"
 
 
 def report(turn: Turn, failure: Failure, *, to_parent: bool) -> None:
