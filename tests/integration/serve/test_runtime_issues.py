@@ -141,6 +141,7 @@ async def test_an_operator_lists_and_clears_all_issues(
     foundry = Operator(
         {"FOUNDRY_DATABASE_URL": world.database.url, "FOUNDRY_DATA_DIR": str(tmp_path)}
     )
+    await foundry("issues", "clear")  # an operator also sees what sign-ins left at the app
     task = await failed(acme, "Operated")
 
     [listed] = (await foundry.json("issues", "ls"))["items"]
