@@ -77,6 +77,7 @@ test-unit test-model test-integration test-cluster test-e2e: test-%: setup
 	$(BIN)/pytest tests/$* $(ARGS)
 
 test-durability: setup ## kill everything, by signal, and see that nothing is lost; minutes
+	@[ "$$(id -u)" != 0 ] || command -v ip >/dev/null || apt-get install -q -y iproute2
 	$(BIN)/pytest tests/durability --ignore tests/durability/endurance $(ARGS)
 
 test-endurance: setup ## a burst on a few places, a real outage of ten minutes; half an hour
