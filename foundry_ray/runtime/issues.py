@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from foundry_ray.core import keys
 from foundry_ray.core.errors import NotFound
 from foundry_ray.core.ids import new_id
-from foundry_ray.core.messages import Failure, IssueReported, Person
+from foundry_ray.core.messages import Failure, Person
 from foundry_ray.runtime import audit
 from foundry_ray.runtime.tables import RtIssue
-from foundry_ray.runtime.turn import Turn
+from foundry_ray.runtime.turn import REPORTED, Turn
 from foundry_ray.store.engine import Transaction
 
 # A resolved issue stays visible this many at most; older ones are forgotten.
 RESOLVED_KEPT = 50
-REPORTED: str = IssueReported.model_fields["kind"].default
 
 
 async def troubled(transaction: Transaction, entity: str) -> set[str]:

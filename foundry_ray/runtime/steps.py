@@ -12,7 +12,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from pydantic import SecretStr, ValidationError
 
-from foundry_ray.core import disk, keys
+from foundry_ray.core import disk
 from foundry_ray.core.errors import (
     FoundryError,
     Internal,
@@ -22,7 +22,7 @@ from foundry_ray.core.errors import (
     WorkflowUnknown,
 )
 from foundry_ray.core.logging import bound, get_logger
-from foundry_ray.core.messages import Failure, IssueResolved, Message
+from foundry_ray.core.messages import Message
 from foundry_ray.runtime import commit, mailbox, points
 from foundry_ray.runtime.commit import Fenced
 from foundry_ray.runtime.doors import Doors
@@ -30,7 +30,7 @@ from foundry_ray.runtime.holding import Holding
 from foundry_ray.runtime.kernel import Kernel
 from foundry_ray.runtime.mailbox import PATIENCE, Letter
 from foundry_ray.runtime.turn import problem
-from foundry_ray.runtime.turns import Turns, report
+from foundry_ray.runtime.turns import Turns
 from foundry_ray.runtime.workflow import Run, Step, unknown
 from foundry_ray.store.engine import StoreUnavailable
 
@@ -231,8 +231,7 @@ class Steps:
             turn.advance(run, outcome.result)
             over = run.id not in holding.runs
             if before.reported or (over and before.work in holding.troubled):
-                solved = IssueResolved(entity=holding.key, workflow=before.work)
-                turn.tell(keys.root_of(holding.key), solved)
+                turn.solved(before.work)
                 holding.troubled.discard(before.work)
                 run.reported = False
             await self._turns.commit(turn, letter)
@@ -278,17 +277,7 @@ class Steps:
         now = self._kernel.clock.now()
         again = bool(step and error.retryable and run.attempt < step.retry.max_attempts)
         turn = holding.turn()
-        failure = Failure(
-            fingerprint=f"{run.work}:{run.step}:{error.code}",
-            code=error.code,
-            message=error.message,
-            hint=error.hint,
-            entity=holding.key,
-            workflow=run.work,
-            step=run.step,
-            attempt=max(run.attempt, 1),
-            will_retry=again,
-        )
+        work, name, attempt = run.work, run.step, run.attempt  # the hook may change them
         run.reported = False  # what the hook ends has not been solved by that
         try:
             if step is not None:  # what nobody knows has no hook
@@ -298,14 +287,14 @@ class Steps:
             log.exception("error_hook_failed")
             await holding.reload()
             turn, run = holding.turn(), holding.runs[outcome.run.id]
-            run.attempt = outcome.run.attempt
-        run.reported = run.work == failure.workflow  # what is undone now will not succeed
+            run.attempt = attempt
+        run.reported = run.work == work  # what is undone now will not succeed
         # The hook may end the run instead of parking it, or send it elsewhere.
         over = run.id not in holding.runs
         moved = any(change.run is run for change in turn.effects.runs)
         run.parked = not again and not moved
         run.error = error.code if run.parked else ""
-        report(turn, failure, to_parent=not again)
+        turn.report(error, work, name, attempt=attempt, will_retry=again)
         async with self._kernel.database.transaction() as transaction:
             await holding.fence(transaction)
             if step is not None and again:
@@ -323,10 +312,10 @@ class Steps:
             self._kernel.point(points.FAILURE_OPEN)
         self._kernel.point(points.AFTER_FAILURE)
         holding.working.pop(run.id, None)
-        holding.troubled.add(failure.workflow)
+        holding.troubled.add(work)
         self._count(outcome, "again" if again else "parked")
         log.warning(
-            "step_undone", workflow=run.kind, failed=failure.step, attempt=failure.attempt,
+            "step_undone", workflow=run.kind, failed=name, attempt=max(attempt, 1),
             code=error.code, again=again,
         )  # fmt: skip
         self._turns.after(turn)

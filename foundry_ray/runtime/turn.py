@@ -28,6 +28,8 @@ from foundry_ray.runtime.tables import RtSecret
 from foundry_ray.runtime.workflow import Done, Go, Next, Run, Wait, Workflow, Workflows
 from foundry_ray.store.columns import StateRow
 
+REPORTED: str = IssueReported.model_fields["kind"].default
+
 
 @dataclass
 class Mail:
@@ -151,6 +153,42 @@ class Turn:
         self.effects.mail = [mail for mail in self.effects.mail if mail.timer != name]
         self.effects.forget.append(name)
 
+    def report(
+        self,
+        error: FoundryError,
+        work: str,
+        step: str | None,
+        *,
+        attempt: int,
+        will_retry: bool,
+    ) -> None:
+        """Tell the root of a failure; and the parent, who has to decide, if it is final (S28).
+
+        Args:
+            work: What failed: a workflow, or a kind of message.
+            step: Where; None for a message.
+        """
+        place = work if step is None else f"{work}:{step}"
+        failure = Failure(
+            fingerprint=f"{place}:{error.code}",
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            entity=self.key,
+            workflow=work,
+            step=step or "",
+            attempt=max(attempt, 1),
+            will_retry=will_retry,
+        )
+        if work != REPORTED:  # a root that cannot take issues takes no more
+            self.tell(keys.root_of(self.key), IssueReported(failure=failure))
+        if not will_retry and (parent := keys.parent_of(self.key)) is not None:
+            self.tell(parent, ChildFailed(child=self.key, failure=failure))
+
+    def solved(self, work: str) -> None:
+        """Tell the root that what was reported of this *work* is over (N8)."""
+        self.tell(keys.root_of(self.key), IssueResolved(entity=self.key, workflow=work))
+
     # -- replies -----------------------------------------------------------------
 
     def defer(self) -> str | None:
@@ -264,20 +302,7 @@ class Turn:
             return
         run.parked, run.reported, run.error = True, False, error.code
         workflow = self._workflows.of(run)
-        failure = Failure(
-            fingerprint=f"{run.kind}:{run.step}:{error.code}",
-            code=error.code,
-            message=error.message,
-            hint=error.hint,
-            entity=self.key,
-            workflow=run.kind,
-            step=run.step,
-            attempt=max(run.attempt, 1),
-            will_retry=False,
-        )
-        self.tell(keys.root_of(self.key), IssueReported(failure=failure))
-        if (parent := keys.parent_of(self.key)) is not None:
-            self.tell(parent, ChildFailed(child=self.key, failure=failure))
+        self.report(error, run.kind, run.step, attempt=run.attempt, will_retry=False)
         workflow.on_error(self._state, run, error, self)
         run.reported = True
         if run.id in self._runs:
@@ -299,8 +324,7 @@ class Turn:
         if run_id and (run := self._runs.pop(run_id, None)):
             self.effects.cancelled.append(run_id)
             if run.reported:
-                solved = IssueResolved(entity=self.key, workflow=run.work)
-                self.tell(keys.root_of(self.key), solved)
+                self.solved(run.work)
 
     def undo(self, run_id: str | None) -> None:
         """Give up a run that is not over: what its steps did is undone, the last one first.
@@ -317,7 +341,7 @@ class Turn:
             return
         workflow = self._workflows.of(run)
         if run.reported:
-            self.tell(keys.root_of(self.key), IssueResolved(entity=self.key, workflow=run.work))
+            self.solved(run.work)
         run.reported, run.undoing = False, True
         self._go_back(run, workflow, let_end=True)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from foundry_ray.core import keys
 from foundry_ray.core.errors import FoundryError, Internal
 from foundry_ray.core.logging import bound, get_logger
-from foundry_ray.core.messages import ChildFailed, Failure, IssueReported, IssueResolved, decode
-from foundry_ray.runtime import commit, issues, mailbox, points
+from foundry_ray.core.messages import decode
+from foundry_ray.runtime import commit, mailbox, points
 from foundry_ray.runtime.commit import AlreadyApplied, Fenced
 from foundry_ray.runtime.doors import Doors, Handed
 from foundry_ray.runtime.holding import Holding
@@ -130,8 +129,7 @@ class Turns:
                     if letter.kind in troubled and not await mailbox.failing(
                         transaction, turn.key, letter.kind
                     ):
-                        solved = IssueResolved(entity=turn.key, workflow=letter.kind)
-                        turn.tell(keys.root_of(turn.key), solved)
+                        turn.solved(letter.kind)
                         troubled.discard(letter.kind)
                 await commit.write(transaction, turn.key, turn.effects, turn.now)
                 point(points.BEFORE_COMMIT)
@@ -177,17 +175,7 @@ class Turns:
         parking = attempt >= PATIENCE.max_attempts
         turn = holding.turn(sender=letter.sender, command_id=letter.reply_to)
         if parking:
-            failure = Failure(
-                fingerprint=f"{letter.kind}:{error.code}",
-                code=error.code,
-                message=error.message,
-                hint=error.hint,
-                entity=holding.key,
-                workflow=letter.kind,
-                attempt=attempt,
-                will_retry=False,
-            )
-            report(turn, failure, to_parent=True)
+            turn.report(error, letter.kind, None, attempt=attempt, will_retry=False)
             turn.refuse(error)
         async with self._kernel.database.transaction() as transaction:
             await holding.fence(transaction)
@@ -204,12 +192,3 @@ class Turns:
         log.warning("turn_undone", attempt=attempt, parked=parking, code=error.code)
         self.after(turn)
         return "parked" if parking else "again"
-
-
-def report(turn: Turn, failure: Failure, *, to_parent: bool) -> None:
-    """Let the turn tell the root of a failure, and the parent if it has to decide (S28)."""
-    if failure.workflow != issues.REPORTED:  # a root that cannot take issues takes no more
-        turn.tell(keys.root_of(turn.key), IssueReported(failure=failure))
-    parent = keys.parent_of(turn.key)
-    if to_parent and parent is not None:
-        turn.tell(parent, ChildFailed(child=turn.key, failure=failure))
