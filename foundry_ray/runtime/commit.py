@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from foundry_ray.core.errors import FoundryError
 from foundry_ray.runtime import mailbox
-from foundry_ray.runtime.turn import Effects, FeedItem, Reply, RunChange
+from foundry_ray.runtime.effects import Effects, FeedItem, Reply, RunChange
 from foundry_ray.runtime.workflow import Done, Go
 from foundry_ray.store.engine import Transaction
 

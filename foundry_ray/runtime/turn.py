@@ -1,4 +1,4 @@
-"""What leaves a turn: collected while a handler computes, written in one commit.
+"""The turn: collects what leaves it while a handler computes; one commit writes it.
 
 A handler does no I/O. It changes the state it holds and says here what else must
 be true after the commit: rows, messages, timers, runs, feed items and replies.
@@ -7,7 +7,6 @@ be true after the commit: rows, messages, timers, runs, feed items and replies.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,71 +23,12 @@ from foundry_ray.core.messages import (
     IssueResolved,
     Message,
 )
+from foundry_ray.runtime.effects import Effects, FeedItem, Mail, Reply, RunChange
 from foundry_ray.runtime.tables import RtSecret
 from foundry_ray.runtime.workflow import Done, Go, Next, Run, Wait, Workflow, Workflows
 from foundry_ray.store.columns import StateRow
 
 REPORTED: str = IssueReported.model_fields["kind"].default
-
-
-@dataclass
-class Mail:
-    """One message on its way into a mailbox."""
-
-    target: str
-    message: Message
-    sender: str
-    due_at: datetime
-    timer: str | None = None
-
-
-@dataclass
-class Reply:
-    """The answer of a command: a value, or the error that refused it."""
-
-    command_id: str
-    status: int
-    body: Any
-
-
-@dataclass
-class RunChange:
-    """What becomes of a run.
-
-    Attributes:
-        let_end: A step that is under way is let end before; its result counts no more.
-    """
-
-    run: Run
-    workflow: Workflow[Any]
-    next: Next
-    created: bool
-    let_end: bool = False
-
-
-@dataclass
-class FeedItem:
-    """One change that people see; ``data`` None means that the item is gone."""
-
-    topic: str
-    kind: str
-    item_id: str
-    revision: int
-    data: dict[str, Any] | None
-
-
-@dataclass
-class Effects:
-    """Everything a turn writes besides fence and consumption."""
-
-    mail: list[Mail] = field(default_factory=list)
-    forget: list[str] = field(default_factory=list)
-    rows: list[tuple[str, SQLModel]] = field(default_factory=list)
-    drops: list[tuple[type[SQLModel], dict[str, Any]]] = field(default_factory=list)
-    feed: list[FeedItem] = field(default_factory=list)
-    replies: list[Reply] = field(default_factory=list)
-    runs: list[RunChange] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
 
 
 def as_json(value: Any) -> Any:

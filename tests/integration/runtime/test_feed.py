@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from foundry_ray.runtime import commit, feed
+from foundry_ray.runtime.effects import FeedItem
 from foundry_ray.runtime.feed import Change, Cursor
-from foundry_ray.runtime.turn import FeedItem
 from foundry_ray.store.engine import Database
 from tests.integration.runtime.kit import TOPIC, A, B, Do, World
 

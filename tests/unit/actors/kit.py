@@ -11,7 +11,8 @@ import pytest
 from foundry_ray.core.errors import FoundryError
 from foundry_ray.core.messages import Message, Person
 from foundry_ray.runtime.actor import Actor
-from foundry_ray.runtime.turn import FeedItem, Turn
+from foundry_ray.runtime.effects import FeedItem
+from foundry_ray.runtime.turn import Turn
 from foundry_ray.runtime.workflow import Go, Run, Workflows
 from foundry_ray.testing.clock import START
 
