@@ -62,11 +62,11 @@ class Client:
     """Puts commands into mailboxes and waits for their reply rows.
 
     Args:
+        actors: The kinds of entities; what they do not take is refused with
+            ``invalid_input`` and never becomes a row.
         limit: Messages that may wait for one entity, and ``MORE`` times as many for an
             organization; beyond it callers get ``busy``. Only what comes from outside is
             refused: what entities say to each other is promised already.
-        actors: The kinds of entities; what they do not take is refused with
-            ``invalid_input`` and never becomes a row.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Client:
         waker: Waker,
         clock: Clock,
         *,
+        actors: Mapping[str, type[Actor[Any]]],
         limit: int = 1000,
-        actors: Mapping[str, type[Actor[Any]]] | None = None,
     ) -> None:
-        self._actors = {} if actors is None else actors
+        self._actors = actors
         self._database = database
         self._waker = waker
         self._clock = clock

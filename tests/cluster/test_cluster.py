@@ -38,7 +38,7 @@ class Office:
 
         self.database = Database(url, size=4)
         self.directory = directory()
-        self.client = Client(self.database, self.directory, SystemClock())
+        self.client = Client(self.database, self.directory, SystemClock(), actors=bootstrap.BY_KIND)
 
     async def ask(self, key: str, message: Message) -> None:
         answer = await self.client.ask(key, message, scope="test", patience=PATIENCE)
@@ -148,7 +148,9 @@ async def test_a_sleeping_process_that_was_replaced_cannot_commit(office: Office
     local = LocalHost()
     outside = bootstrap.adapters(settings.load(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent))
     local.kernel = bootstrap.kernel(outside, office.database, local)
-    await Client(office.database, local, SystemClock()).tell(key, record("meanwhile"))
+    await Client(office.database, local, SystemClock(), actors=bootstrap.BY_KIND).tell(
+        key, record("meanwhile")
+    )
     await eventually(office.has(key, "meanwhile"))
     await local.close()
     await outside.aclose()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from foundry_ray import bootstrap
 from foundry_ray.actors.app_shell.messages import BeginSignIn
 from foundry_ray.actors.history.messages import RecordEvent
 from foundry_ray.cluster.door import FOR_STEPS, LOCK_PATIENCE, Answer, Door, places
@@ -171,7 +172,7 @@ async def test_a_burst_is_done_by_turns_and_nobody_is_left_out(database: Databas
     from foundry_ray.cluster.actors import directory
 
     waker = directory()
-    client = Client(database, waker, SystemClock())
+    client = Client(database, waker, SystemClock(), actors=bootstrap.BY_KIND)
     sign_in = BeginSignIn(state_hash="1", return_to="/")
     answer = await client.ask(keys.APP, sign_in, scope="test", patience=seconds(30))
     assert answer.answered

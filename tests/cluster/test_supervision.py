@@ -83,7 +83,7 @@ class OneCluster:
         self.host = LocalHost(supervise=supervise)
         self.host.kernel = bootstrap.kernel(outside, database, self.host)
         self.host.kernel.lease_holder = name
-        self.client = Client(database, self.host, SystemClock())
+        self.client = Client(database, self.host, SystemClock(), actors=bootstrap.BY_KIND)
 
     async def record(self, summary: str, patience: timedelta = PATIENT) -> bool:
         message = RecordEvent(actor=Person(), what="test", summary=summary)

@@ -23,7 +23,7 @@ from foundry_ray.store.engine import Database
 from tests.durability.crash_program import Plan
 from tests.durability.history import History
 from tests.helpers import eventually
-from tests.integration.runtime.kit import words
+from tests.integration.runtime.kit import ACTORS, words
 
 CHECKOUT = Path(__file__).parents[2]
 # Everything here takes a second or two; this much is for machines that do other things, too.
@@ -163,7 +163,7 @@ class Caller:
     @classmethod
     def make(cls, name: str, database: Database, history: History) -> Caller:
         """Return a client on this database."""
-        return cls(name, Client(database, Far(database), SystemClock()), history)
+        return cls(name, Client(database, Far(database), SystemClock(), actors=ACTORS), history)
 
     async def ask(
         self, target: str, command: Message, word: str, *, effect: str = "", again: bool = True

@@ -22,6 +22,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from foundry_ray import bootstrap
 from foundry_ray.actors.history.messages import RecordEvent
 from foundry_ray.cli.chaos.history import Operation
 from foundry_ray.cluster.actors import directory
@@ -57,7 +58,9 @@ class Office:
         assert loaded.database_url is not None
         self._database = Database(loaded.database_url.get_secret_value(), name="office", size=4)
         self._directory = directory(loaded)
-        self._client = Client(self._database, self._directory, SystemClock())
+        self._client = Client(
+            self._database, self._directory, SystemClock(), actors=bootstrap.BY_KIND
+        )
         self._watch = AppWatch(self._directory)
         self._journal = (folder / "operations.jsonl").open("a", buffering=1)
         self._load: list[asyncio.Task[None]] = []

@@ -18,14 +18,11 @@ from typing import Any
 
 import pytest
 
-from foundry_ray.core.clock import SystemClock
 from foundry_ray.runtime import points
-from foundry_ray.runtime.refs import Client
 from foundry_ray.store.engine import Database
 from tests.durability.bench import (
     PATIENCE,
     Caller,
-    Far,
     Process,
     fetch,
     processes,
@@ -74,7 +71,7 @@ class Scenario:
     async def play(self) -> None:
         """Send everything, wait for every answer, for the end of all work, and for peace."""
         if self.shy:  # fails until the first word is said
-            client = Client(self.database, Far(self.database), SystemClock())
+            client = self._caller("shy").client
             await client.tell(self.a, Told(word=SHY), sender="somebody")
             await eventually(self._tried, PATIENCE)
         async with asyncio.TaskGroup() as clients:

@@ -15,15 +15,12 @@ from typing import Any
 
 import pytest
 
-from foundry_ray.core.clock import SystemClock
 from foundry_ray.core.messages import Message
 from foundry_ray.runtime import points
-from foundry_ray.runtime.refs import Client
 from foundry_ray.store.engine import GUARDS, Database
 from tests.durability.bench import (
     PATIENCE,
     Caller,
-    Far,
     Process,
     fetch,
     processes,
@@ -71,8 +68,8 @@ class Case:
         self._folder.mkdir()
         self._key = f"{self._root}/repo/1"
         self._run = f"run-{number}"
-        self._client = Client(database, Far(database), SystemClock())
-        self._caller = Caller(f"{self._root}:caller", self._client, History())
+        self._caller = Caller.make(f"{self._root}:caller", database, History())
+        self._client = self._caller.client
 
     def _plan(self, name: str, **more: Any) -> Plan:
         return Plan(

@@ -116,7 +116,8 @@ class Simulation:
         self.keys = [f"{self.root}/repo/{n}" for n in range(1, plan.entities + 1)]
         self.outside = Slow(self.dice, self.clock)
         self.processes = [Process(n, self._kernel(n)) for n in range(PROCESSES)]
-        self.client = Client(database, self, self.clock)
+        kinds = self.processes[0].kernel.actors
+        self.client = Client(database, self, self.clock, actors=kinds)
         self.hosted: dict[str, tuple[Process, Activation]] = {}
         self.zombies: list[tuple[Process, Activation]] = []
         self.crash_chance = 0.0

@@ -165,7 +165,7 @@ class Histories(RuleBasedStateMachine):
         self.failing = 0
         self.begun = 0  # activations
         self.seen: list[str] = []
-        self.client = Client(self.bench.database, Deaf(), self.clock)
+        self.client = Client(self.bench.database, Deaf(), self.clock, actors=self.kernel.actors)
         self.asked: dict[str, str] = {}  # command id: word
         self.retried: set[str] = set()
         self.thrown_away: set[str] = set()

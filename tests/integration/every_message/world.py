@@ -158,7 +158,7 @@ async def world(url: str, key: str, rows: tuple[SQLModel, ...]) -> AsyncIterator
             tools=dict.fromkeys(bootstrap.BY_KIND, Away()),
             actors=bootstrap.BY_KIND,
         )
-        yield World(key, database, host, Client(database, host, clock))
+        yield World(key, database, host, Client(database, host, clock, actors=bootstrap.BY_KIND))
     finally:
         await host.close()
         await database.close()

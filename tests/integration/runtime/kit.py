@@ -392,6 +392,9 @@ class Root(Actor[RootState]):
         self.state.words.add(f"{message.child} failed: {message.failure.code}", turn)
 
 
+ACTORS: dict[str, type[Actor[Any]]] = {"repository": Child, "organization": Root}
+
+
 # -- a world -----------------------------------------------------------------------
 
 
@@ -486,12 +489,13 @@ async def world(
         sealer=Sealer(b"k" * 32),
         waker=host,
         tools={"repository": outside},
-        actors={"repository": Child, "organization": Root},
+        actors=dict(ACTORS),
         point=point,
     )
     kernel = host.kernel
     try:
-        yield World(database, time, host, kernel, Client(database, host, time), outside)
+        client = Client(database, host, time, actors=kernel.actors)
+        yield World(database, time, host, kernel, client, outside)
     finally:
         await host.close()
         await database.close()

@@ -148,7 +148,7 @@ async def _answered(toys: World, command_id: str) -> object:
 
 
 async def test_a_full_mailbox_refuses_at_the_door(toys: World) -> None:
-    client = Client(toys.database, _Deaf(), toys.clock, limit=2)
+    client = Client(toys.database, _Deaf(), toys.clock, limit=2, actors=toys.kernel.actors)
     await client.tell(A, Do(word="a"))
     await client.tell(A, Do(word="b"))
 

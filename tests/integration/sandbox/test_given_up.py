@@ -90,7 +90,7 @@ async def maker(database_url: str, root: Path) -> AsyncIterator[Maker]:
     database = Database(database_url, name="maker", size=3)
     await database.open()
     host, clock = Alone(KEY), SystemClock()
-    made = Maker(database, host, Client(database, host, clock), root)
+    made = Maker(database, host, Client(database, host, clock, actors=bootstrap.BY_KIND), root)
 
     def connect(endpoint: Endpoint, token: SecretStr, home: str) -> SandboxAgentClient:
         return SandboxAgentClient(endpoint.url, token=token.get_secret_value(), home=home)

@@ -108,7 +108,7 @@ class World:
         hinter = Hinter(database)
         host = Host()
         host.kernel = bootstrap.kernel(outside, database, host, hinter.hint)
-        client = Client(database, host, clock)
+        client = Client(database, host, clock, actors=bootstrap.BY_KIND)
         services = Services(settings, database, client, outside, clock)
         streams = streams_app(services)
         app = Joined(api_app(services), streams, webhooks_app(services))
