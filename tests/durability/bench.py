@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from foundry_ray.cli.mail import PatientWaker
 from foundry_ray.core.clock import SystemClock
 from foundry_ray.core.errors import Unavailable
 from foundry_ray.core.messages import Message
@@ -120,38 +121,6 @@ def processes() -> Iterator[list[Process]]:
 # -- clients ----------------------------------------------------------------------------
 
 
-class Far:
-    """For a client whose rings nobody hears: only the rows connect it with the entities."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def ring(self, key: str) -> None:
-        """Nobody hears."""
-
-    async def answered(self, key: str, command_id: str) -> None:
-        """Look until the reply is there."""
-
-        async def replied() -> bool:
-            async with self._database.transaction() as transaction:
-                row = await transaction.one(
-                    "SELECT replied_at FROM rt_inbox_seen WHERE command_id = %s", (command_id,)
-                )
-            return row is not None and row["replied_at"] is not None
-
-        await eventually(replied, PATIENCE, every=0.05)
-
-    async def hand(self, key: str, message: Message) -> Any:
-        """Nobody takes."""
-        raise Unavailable
-
-    def end(self, key: str) -> None:
-        """Nobody ends."""
-
-    def drain(self, key: str) -> None:
-        """Nobody drains."""
-
-
 @dataclass
 class Caller:
     """A client that sends one command after the other and writes down what it was told."""
@@ -163,7 +132,9 @@ class Caller:
     @classmethod
     def make(cls, name: str, database: Database, history: History) -> Caller:
         """Return a client on this database."""
-        return cls(name, Client(database, Far(database), SystemClock(), actors=ACTORS), history)
+        return cls(
+            name, Client(database, PatientWaker(database), SystemClock(), actors=ACTORS), history
+        )
 
     async def ask(
         self, target: str, command: Message, word: str, *, effect: str = "", again: bool = True

@@ -8,6 +8,7 @@ and, if it lived, how often it passed each.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -249,15 +250,13 @@ class Process:
         if plan.only:
             host.ring(plan.only)
         while not over.is_set():
-            if plan.only:
-                over.set() if not host.live() else None
-            else:
+            if not plan.only:
                 await self._sweep(host, database)
-            try:
+            elif not host.live():
+                over.set()
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_EVERY):
                     await over.wait()
-            except TimeoutError:
-                pass
         await host.close()
         await database.close()
         self._write({"passed": self._passed})

@@ -131,7 +131,8 @@ class _Connection:
             await self._forth()
         finally:
             back.cancel()
-            await asyncio.gather(back, return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await back
 
     async def _forth(self) -> None:
         with contextlib.suppress(*_GONE):

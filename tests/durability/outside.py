@@ -183,17 +183,7 @@ class Work:
     @classmethod
     async def begin(cls, foundry: Foundry, acme: Acme, prompt: str) -> Self:
         """Create a task with this prompt."""
-        answer = await acme.create(prompt)
-        if "id" in answer:
-            return cls(foundry, acme, answer)
-
-        async def answered() -> dict[str, Any]:
-            command = await acme.browser.call("GET", answer["url"])
-            assert command["state"] == "done", command
-            found: dict[str, Any] = command["answer"]
-            return found
-
-        return cls(foundry, acme, await eventually(answered, timeout=60, every=0.1))
+        return cls(foundry, acme, await acme.create(prompt))
 
     @property
     def sandbox(self) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,9 +215,13 @@ async def test_replicas_die_under_requests_and_each_message_takes_effect_once_in
     senders = [Sender(f"client{number}", work, history) for number in range(3)]
     sending = [asyncio.create_task(one.send(WORDS)) for one in senders]
     killed = []
+
+    def reached(number: int) -> bool:
+        return len(history.acknowledged) >= number
+
     for strike in range(STRIKES):
         wanted = (strike + 1) * len(senders) * WORDS // (STRIKES + 1)
-        await eventually(lambda: len(history.acknowledged) >= wanted, timeout=90)  # noqa: B023
+        await eventually(partial(reached, wanted), timeout=90)
         replica = next(
             record.pid
             for record in instance(foundry, sandboxes=False)

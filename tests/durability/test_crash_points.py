@@ -13,6 +13,7 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ async def crash(scenario: Scenario, plans: Sequence[Plan]) -> list[dict[str, Any
             for plan in plans:
                 process = Process(plan)
                 started.append(process)
-                await eventually(lambda: _over(process, playing), PATIENCE)  # noqa: B023
+                await eventually(partial(_over, process, playing), PATIENCE)
                 # The scenario may see its last commit before the signal arrives.
                 status = await process.ended(timeout=10)
                 assert status == -signal.SIGKILL, f"{plan.point} was not hit: {process.log()}"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -161,7 +162,7 @@ class Place:
             key = keys.organization(number)
             await self.put(key)
             await self.near.do("ring", key=key)
-            await eventually(lambda: self.witness.entity(key)["host"], PATIENCE)  # noqa: B023
+            await eventually(partial(self.witness.pid, key), PATIENCE)
             if self.is_far(key):
                 return key
         raise AssertionError("Ray starts nothing at the far node")
